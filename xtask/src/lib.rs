@@ -1,1 +1,13 @@
-//! The workbench.
+//! The workbench, in reading order: a task is parsed, prepares artifacts, and runs a machine.
+
+pub mod cli;
+pub mod error;
+pub mod ui;
+
+pub mod artifact;
+pub mod interrupt;
+pub mod workspace;
+
+pub mod host;
+
+pub mod tasks;

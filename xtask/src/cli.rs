@@ -1,0 +1,39 @@
+//! The command line. Doc comments here and in the tasks are the help.
+
+use clap::{Parser, Subcommand};
+
+use crate::host::setup::Consent;
+use crate::tasks::{Context, doctor, setup};
+use crate::workspace::Workspace;
+
+/// Run a container image as a QEMU microVM
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", version, max_term_width = 100)]
+pub struct Cli {
+    /// Install missing packages without asking
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    Setup(setup::SetupArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+impl Cli {
+    /// Runs the task and returns the process's exit code.
+    pub fn run(self) -> anyhow::Result<u8> {
+        let context = Context {
+            workspace: Workspace::discover()?,
+            consent: if self.yes { Consent::Given } else { Consent::Ask },
+        };
+        match self.task {
+            Task::Setup(args) => args.run(&context),
+            Task::Doctor(args) => args.run(&context),
+        }
+    }
+}

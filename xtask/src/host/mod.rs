@@ -1,0 +1,5 @@
+//! What this host offers: [tools](tools), [packages](setup), an [accelerator], and how [programs](process) are run.
+
+pub mod process;
+pub mod setup;
+pub mod tools;

@@ -1,0 +1,142 @@
+//! Every program and header that tasks use, with the Debian package that brings it. The one place to add a tool.
+
+use camino::Utf8PathBuf;
+
+/// How one sees that a tool is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// A program on PATH, or in the folders for system administration that a user's PATH may lack.
+    Program(&'static str),
+    /// Any one of these programs.
+    AnyProgram(&'static [&'static str]),
+    /// Any one of these files: headers, libraries.
+    AnyFile(&'static [&'static str]),
+}
+
+/// What a tool is for. Tasks ask for a purpose and get its tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Compile the kernel.
+    Kernel,
+    /// Link PID 1.
+    Init,
+    /// Build a Dockerfile.
+    Image,
+    /// Run a machine.
+    Boot,
+    /// Fetch artifacts from another machine.
+    Collect,
+    /// The recipe's own way to make a disk, for comparison.
+    Guestfs,
+    /// Run every test.
+    Test,
+}
+
+/// One thing that must be on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tool {
+    /// How to see it.
+    pub probe: Probe,
+    /// Debian and Ubuntu package.
+    pub package: &'static str,
+    /// Which work needs it.
+    pub purposes: &'static [Purpose],
+}
+
+use Purpose::{Boot, Collect, Guestfs, Image, Init, Kernel, Test};
+
+const fn tool(probe: Probe, package: &'static str, purposes: &'static [Purpose]) -> Tool {
+    Tool { probe, package, purposes }
+}
+
+const fn program(name: &'static str, package: &'static str, purposes: &'static [Purpose]) -> Tool {
+    tool(Probe::Program(name), package, purposes)
+}
+
+/// All tools, in the order in which a newcomer meets them.
+pub const TOOLS: &[Tool] = &[
+    program("make", "make", &[Kernel]),
+    program("gcc", "gcc", &[Kernel, Init]),
+    tool(
+        Probe::AnyFile(&["/usr/lib/x86_64-linux-gnu/libc.a", "/usr/lib/libc.a", "/usr/lib64/libc.a"]),
+        "libc6-dev",
+        &[Kernel, Init],
+    ),
+    program("bc", "bc", &[Kernel]),
+    program("flex", "flex", &[Kernel]),
+    program("bison", "bison", &[Kernel]),
+    program("perl", "perl", &[Kernel]),
+    program("xz", "xz-utils", &[Kernel]),
+    // objtool reads ELF files
+    tool(Probe::AnyFile(&["/usr/include/gelf.h", "/usr/include/libelf/gelf.h"]), "libelf-dev", &[Kernel]),
+    // certificates and module signing, in the recipe's config
+    tool(Probe::AnyFile(&["/usr/include/openssl/ssl.h"]), "libssl-dev", &[Kernel]),
+    program("tar", "tar", &[Collect, Test]),
+    program("qemu-system-x86_64", "qemu-system-x86", &[Boot]),
+    program("qemu-img", "qemu-utils", &[Image, Boot]),
+    tool(Probe::AnyProgram(&["podman", "buildah", "docker"]), "podman", &[Image]),
+    program("ssh", "openssh-client", &[Collect]),
+    program("virt-make-fs", "guestfs-tools", &[Guestfs]),
+    program("mmdebstrap", "mmdebstrap", &[Test]),
+    program("sshd", "openssh-server", &[Test]),
+    program("ssh-keygen", "openssh-client", &[Test]),
+    program("curl", "curl", &[Test]),
+    program("e2fsck", "e2fsprogs", &[Test]),
+];
+
+/// A user's PATH on Debian lacks these, and some tools live there (mke2fs, sshd).
+const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+
+/// Where a program is, or `None`.
+pub fn find(name: &str) -> Option<Utf8PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    which::which_in(name, Some(format!("{path}:{SYSTEM_FOLDERS}")), "/")
+        .ok()
+        .and_then(|found| Utf8PathBuf::from_path_buf(found).ok())
+}
+
+impl Tool {
+    /// Where the tool was found, or `None` where it is missing.
+    pub fn locate(&self) -> Option<Utf8PathBuf> {
+        match self.probe {
+            Probe::Program(name) => find(name),
+            Probe::AnyProgram(names) => names.iter().find_map(|name| find(name)),
+            Probe::AnyFile(paths) => paths.iter().map(Utf8PathBuf::from).find(|path| path.exists()),
+        }
+    }
+
+    /// The tool's name in a sentence.
+    pub fn name(&self) -> String {
+        match self.probe {
+            Probe::Program(name) => name.to_owned(),
+            Probe::AnyProgram(names) => names.join(" or "),
+            Probe::AnyFile(paths) => paths[0].to_owned(),
+        }
+    }
+
+    /// True if some of this work needs the tool.
+    pub fn serves(&self, purposes: &[Purpose]) -> bool {
+        self.purposes.iter().any(|purpose| purposes.contains(purpose))
+    }
+}
+
+/// The tools for some work that are not on this host.
+pub fn missing(purposes: &[Purpose]) -> Vec<Tool> {
+    TOOLS.iter().filter(|tool| tool.serves(purposes) && tool.locate().is_none()).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_found_and_a_fantasy_is_not() {
+        assert!(find("sh").is_some());
+        assert_eq!(find("no-such-program-anywhere"), None);
+    }
+
+    #[test]
+    fn every_tool_serves_a_purpose() {
+        assert!(TOOLS.iter().all(|tool| !tool.purposes.is_empty() && !tool.package.is_empty()));
+    }
+}

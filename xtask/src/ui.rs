@@ -1,0 +1,67 @@
+//! What a task tells its user while it works. All of it goes to standard error: standard output is data.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Prints one line of talk.
+#[macro_export]
+macro_rules! note {
+    ($($arg:tt)*) => { $crate::ui::say(&format!($($arg)*)) };
+}
+
+/// Prints one line of talk; [`note!`](crate::note) formats it.
+pub fn say(line: &str) {
+    use std::io::Write as _;
+    // Nobody to talk to is no reason to stop.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// True where a person can see a progress bar and answer a question.
+pub fn is_interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+fn is_watched() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+fn bar(length: Option<u64>, template: &str, what: &str) -> ProgressBar {
+    if !is_watched() {
+        say(what);
+        return ProgressBar::with_draw_target(length, ProgressDrawTarget::hidden());
+    }
+    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
+    // The templates are constants of this file; a wrong one would show as indicatif's default bar.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// A bar over a number of bytes. Where nobody watches, one line says that the work began.
+pub fn byte_bar(what: &str, bytes: Option<u64>) -> ProgressBar {
+    let template = match bytes {
+        Some(_) => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        None => "{spinner} {msg} {bytes} {bytes_per_sec}",
+    };
+    bar(bytes, template, what)
+}
+
+/// A bar over a number of steps. Where nobody watches, one line says that the work began.
+pub fn step_bar(what: &str, steps: u64) -> ProgressBar {
+    bar(Some(steps), "{msg} [{bar:30}] {pos}/{len} {eta}", what)
+}
+
+/// A sign of life for work whose length is not known.
+pub fn spinner(what: &str) -> ProgressBar {
+    bar(None, "{spinner} {msg} {elapsed}", what)
+}
+
+/// `1.4 GiB`, `37 MiB`, `512 B`.
+pub fn human_bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}

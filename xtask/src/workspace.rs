@@ -1,0 +1,122 @@
+//! Every path that is read or written, named once.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::Hint as _;
+
+/// Names the cache folder, for CI and for machines whose home is small.
+pub const CACHE_VARIABLE: &str = "MICROVM_CACHE";
+
+/// The checkout and the folders beside it that tasks use.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    root: Utf8PathBuf,
+    cache: Utf8PathBuf,
+    runtime: Utf8PathBuf,
+}
+
+impl Workspace {
+    /// Finds the checkout that this program was built from, and this user's cache.
+    pub fn discover() -> anyhow::Result<Workspace> {
+        // Cargo names the package's folder at run time too; a binary started by hand remembers where it was built.
+        let package = std::env::var("CARGO_MANIFEST_DIR")
+            .ok()
+            .filter(|folder| folder.ends_with("/xtask"))
+            .unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").to_owned());
+        let root = Utf8Path::new(&package).parent().unwrap_or(Utf8Path::new(".")).to_owned();
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let cache = match (variable(CACHE_VARIABLE), variable("XDG_CACHE_HOME"), variable("HOME")) {
+            (Some(folder), _, _) => camino::absolute_utf8(folder)?,
+            (None, Some(folder), _) => Utf8PathBuf::from(folder).join("microvm-workbench"),
+            (None, None, Some(home)) => Utf8PathBuf::from(home).join(".cache/microvm-workbench"),
+            (None, None, None) => {
+                return Err(anyhow::anyhow!("no folder for the cache: HOME is not set"))
+                    .hint(format!("set {CACHE_VARIABLE} to a folder"));
+            }
+        };
+        // Socket paths end at 107 bytes (unix(7)), so running machines live under a short path.
+        let runtime = match variable("XDG_RUNTIME_DIR").filter(|folder| folder.len() < 40) {
+            Some(folder) => Utf8PathBuf::from(folder).join("microvm"),
+            None => Utf8PathBuf::from(format!("/tmp/microvm-{}", rustix::process::getuid().as_raw())),
+        };
+        // Machines of one cache are one world: a test with a cache of its own sees only its own.
+        let world = hex(&Sha256::digest(cache.as_str()))[..8].to_owned();
+        Ok(Workspace { root, cache, runtime: runtime.join(world) })
+    }
+
+    /// The checkout.
+    pub fn root(&self) -> &Utf8Path {
+        &self.root
+    }
+
+    /// Config fragments, the recipe's config and `sources.toml`.
+    pub fn kernel_folder(&self) -> Utf8PathBuf {
+        self.root.join("kernel")
+    }
+
+    /// Dockerfiles to boot.
+    pub fn images_folder(&self) -> Utf8PathBuf {
+        self.root.join("images")
+    }
+
+    /// Short shell scripts.
+    pub fn scripts_folder(&self) -> Utf8PathBuf {
+        self.root.join("scripts")
+    }
+
+    /// The set that `collect` fetches: `init`, `kernel`, `hda.qcow2` and the image's config, as links into the cache.
+    pub fn artifacts(&self) -> Utf8PathBuf {
+        self.root.join("target/artifacts")
+    }
+
+    /// Where everything that costs time is kept, outside `target/`.
+    pub fn cache(&self) -> &Utf8Path {
+        &self.cache
+    }
+
+    /// Downloaded files, verified or partial.
+    pub fn downloads(&self) -> Utf8PathBuf {
+        self.cache.join("downloads")
+    }
+
+    /// Unpacked kernel sources and their build folders.
+    pub fn kernel_builds(&self) -> Utf8PathBuf {
+        self.cache.join("kernel-builds")
+    }
+
+    /// Finished kernels, one folder for each source, config and compiler.
+    pub fn kernels(&self) -> Utf8PathBuf {
+        self.cache.join("kernels")
+    }
+
+    /// PID 1's own Cargo target folder and its initramfs.
+    pub fn init_folder(&self) -> Utf8PathBuf {
+        self.cache.join("init")
+    }
+
+    /// Base disks with their configs, one folder for each image digest.
+    pub fn disks(&self) -> Utf8PathBuf {
+        self.cache.join("disks")
+    }
+
+    /// Named overlays and volumes that outlive their machine.
+    pub fn persistent_disks(&self) -> Utf8PathBuf {
+        self.cache.join("persistent")
+    }
+
+    /// What was found out about this host and is worth remembering.
+    pub fn verdicts(&self) -> Utf8PathBuf {
+        self.cache.join("verdicts")
+    }
+
+    /// One folder for each running or ended machine; its path is short enough for sockets.
+    pub fn machines(&self) -> Utf8PathBuf {
+        self.runtime.clone()
+    }
+}
+
+/// Lower-case hexadecimal digits of some bytes.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
