@@ -10,4 +10,6 @@ pub mod workspace;
 
 pub mod host;
 
+pub mod vm;
+
 pub mod tasks;

@@ -1,0 +1,131 @@
+//! What the guest's console says about its fate. Pure: lines in, a verdict out.
+
+use std::collections::VecDeque;
+
+use init::protocol::{EXIT_MARKER, FATAL_MARKER};
+
+/// How many of the last lines are kept for a failure's message.
+const LAST_LINES: usize = 15;
+
+/// What was read off the console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The kernel or PID 1 gave up; the cause in one sentence.
+    Failed(String),
+    /// PID 1 says how the main process ended.
+    Exited(u8),
+    /// PID 1 has said something: the kernel boots and runs user space.
+    Alive,
+}
+
+/// Splits the console's bytes into lines and remembers the last ones.
+#[derive(Debug, Default)]
+pub struct Console {
+    partial: Vec<u8>,
+    last_lines: VecDeque<String>,
+}
+
+impl Console {
+    /// Takes bytes as they come and gives the verdicts of the lines they complete.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        for &byte in bytes {
+            if byte == b'\n' {
+                let line = self.end_line();
+                verdicts.extend(judge(&line));
+            } else if self.partial.len() < 4096 {
+                self.partial.push(byte);
+            }
+        }
+        verdicts
+    }
+
+    /// The last lines, the unfinished one included.
+    pub fn last_lines(&mut self) -> Vec<String> {
+        if !self.partial.is_empty() {
+            self.end_line();
+        }
+        self.last_lines.iter().cloned().collect()
+    }
+
+    fn end_line(&mut self) -> String {
+        let line = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).trim_end().to_owned();
+        if !line.is_empty() {
+            if self.last_lines.len() == LAST_LINES {
+                self.last_lines.pop_front();
+            }
+            self.last_lines.push_back(line.clone());
+        }
+        line
+    }
+}
+
+/// The causes a panic line names, with the sentence they become. First match wins.
+const PANICS: &[(&str, &str)] = &[
+    ("VFS: Unable to mount root fs", "the kernel found no root file system"),
+    ("No working init found", "the image holds no init that the kernel can run"),
+    ("Requested init", "the kernel could not run the init that was asked for"),
+    ("Attempted to kill init", "PID 1 ended, and the kernel panicked"),
+    ("System is deadlocked on memory", "the guest ran out of memory; give it more with `-m`"),
+    ("Out of memory and no killable processes", "the guest ran out of memory; give it more with `-m`"),
+];
+
+fn judge(line: &str) -> Option<Verdict> {
+    if let Some((_, panic)) = line.split_once("Kernel panic - not syncing: ") {
+        let known = PANICS.iter().find(|(pattern, _)| panic.contains(pattern));
+        let sentence = match known {
+            Some((_, sentence)) => (*sentence).to_owned(),
+            None => format!("the guest's kernel panicked: {}", panic.trim_end_matches(" ]---")),
+        };
+        return Some(Verdict::Failed(sentence));
+    }
+    // The kernel's log may stand before PID 1's words on a line.
+    if let Some((_, cause)) = line.split_once(FATAL_MARKER) {
+        return Some(Verdict::Failed(cause.to_owned()));
+    }
+    if let Some((_, code)) = line.split_once(EXIT_MARKER) {
+        return code.trim().parse().ok().map(Verdict::Exited);
+    }
+    line.contains("init: ").then_some(Verdict::Alive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdicts(text: &str) -> Vec<Verdict> {
+        Console::default().push(text.as_bytes())
+    }
+
+    #[test]
+    fn a_panic_becomes_a_sentence() {
+        let text = "[    0.9] Kernel panic - not syncing: VFS: Unable to mount root fs on \"/dev/vda\" or unknown-block(0,0)\r\n";
+        assert_eq!(verdicts(text), [Verdict::Failed("the kernel found no root file system".into())]);
+        let text = "Kernel panic - not syncing: Fatal exception in interrupt\n";
+        assert_eq!(
+            verdicts(text),
+            [Verdict::Failed("the guest's kernel panicked: Fatal exception in interrupt".into())]
+        );
+    }
+
+    #[test]
+    fn pid_1_speaks_for_itself() {
+        let text =
+            format!("{EXIT_MARKER}7\r\n{FATAL_MARKER}no disk `/dev/vda`\r\ninit: mounted\r\nhello\r\n");
+        assert_eq!(
+            verdicts(&text),
+            [Verdict::Exited(7), Verdict::Failed("no disk `/dev/vda`".into()), Verdict::Alive]
+        );
+    }
+
+    #[test]
+    fn the_last_lines_are_kept_with_the_unfinished_one() {
+        let mut console = Console::default();
+        for number in 0..40 {
+            console.push(format!("line {number}\r\r\n").as_bytes());
+        }
+        console.push(b"unfinished");
+        let lines = console.last_lines();
+        assert_eq!((lines.len(), lines[0].as_str(), lines[14].as_str()), (15, "line 26", "unfinished"));
+    }
+}

@@ -1,0 +1,168 @@
+//! The words that start a [`Machine`] under QEMU. Pure; one function for each device.
+
+use std::net::IpAddr;
+
+use super::machine::{Accelerator, Disk, DiskFormat, Machine, Network, PublishedPort, Share};
+
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The arguments of [`PROGRAM`] for this machine.
+///
+/// The console is QEMU's standard input and output: a supervisor holds the other ends, a person who pastes the
+/// command line has the console on the terminal.
+pub fn arguments(machine: &Machine) -> Vec<String> {
+    let mut words = Words::default();
+    words.add("-M", "microvm,x-option-roms=off,isa-serial=off,acpi=off,rtc=on");
+    words.flags(&["-nodefaults", "-no-user-config", "-no-reboot", "-nographic"]);
+    accelerator(&mut words, machine.accelerator);
+    words.add("-m", format!("{}M", machine.memory_mib));
+    words.add("-smp", machine.cpus.to_string());
+    kernel(&mut words, machine);
+    serial(&mut words, machine);
+    for (index, disk) in machine.disks.iter().enumerate() {
+        block(&mut words, index, disk);
+    }
+    network(&mut words, &machine.network);
+    for (index, share) in machine.shares.iter().enumerate() {
+        plan9(&mut words, index, share);
+    }
+    words.add("-device", "virtio-rng-device");
+    // QEMU needs none of these once it runs: less to gain for a guest that breaks out.
+    words.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    if let Some(port) = machine.gdb_port {
+        words.add("-gdb", format!("tcp:127.0.0.1:{port}"));
+        words.flags(&["-S"]);
+    }
+    words.0
+}
+
+/// A command line for a shell, one option to a line.
+pub fn paste(program: &str, arguments: &[String]) -> String {
+    let mut text = quote(program);
+    for word in arguments {
+        text.push_str(if word.starts_with('-') { " \\\n    " } else { " " });
+        text.push_str(&quote(word));
+    }
+    text
+}
+
+/// Quotes a word for a POSIX shell where it needs to be.
+fn quote(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[derive(Default)]
+struct Words(Vec<String>);
+
+impl Words {
+    fn add(&mut self, option: &str, value: impl Into<String>) {
+        self.0.extend([option.to_owned(), value.into()]);
+    }
+
+    fn flags(&mut self, flags: &[&str]) {
+        self.0.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+}
+
+/// A value inside an option's comma-separated list: commas are doubled (`qemu-option` syntax).
+fn value(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+fn accelerator(words: &mut Words, accelerator: Accelerator) {
+    match accelerator {
+        Accelerator::Kvm => {
+            words.add("-accel", "kvm");
+            words.add("-cpu", "host");
+        }
+        Accelerator::Tcg => {
+            // Unbounded, the translation cache takes up to 1 GB of the host's memory; 64 MiB costs no time.
+            words.add("-accel", "tcg,tb-size=64");
+            words.add("-cpu", "max");
+        }
+    }
+}
+
+fn kernel(words: &mut Words, machine: &Machine) {
+    // reboot=t: a triple fault, which `-no-reboot` turns into QEMU's end. panic=-1: at once.
+    let mut command_line = String::from("console=hvc0 reboot=t panic=-1 acpi=off quiet");
+    if machine.initramfs.is_none() {
+        command_line.push_str(" root=/dev/vda rw");
+    }
+    for argument in &machine.kernel_arguments {
+        command_line.push(' ');
+        command_line.push_str(argument);
+    }
+    words.add("-kernel", machine.kernel.as_str());
+    if let Some(initramfs) = &machine.initramfs {
+        words.add("-initrd", initramfs.as_str());
+    }
+    words.add("-append", command_line);
+}
+
+/// All ports sit on one device, since slots are few.
+fn serial(words: &mut Words, machine: &Machine) {
+    words.add("-device", "virtio-serial-device");
+    // signal=off: what is typed, Ctrl-C included, is the guest's.
+    words.add("-chardev", "stdio,id=console,signal=off");
+    words.add("-device", "virtconsole,chardev=console");
+    if let Some(socket) = &machine.agent_socket {
+        words.add("-chardev", format!("socket,id=agent,path={}", value(socket.as_str())));
+        words.add("-device", format!("virtserialport,chardev=agent,name={}", init::protocol::PORT_NAME));
+    }
+}
+
+fn block(words: &mut Words, index: usize, disk: &Disk) {
+    let format = match disk.format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    };
+    let mut drive = format!("id=disk{index},file={},format={format},if=none", value(disk.path.as_str()));
+    // Freed blocks of the guest become holes of the file.
+    drive.push_str(",discard=unmap");
+    if disk.read_only {
+        drive.push_str(",readonly=on");
+    }
+    if disk.snapshot {
+        drive.push_str(",snapshot=on");
+    }
+    words.add("-drive", drive);
+    words.add("-device", format!("virtio-blk-device,drive=disk{index}"));
+}
+
+fn network(words: &mut Words, network: &Network) {
+    let Network::User { ports } = network else { return };
+    let mut netdev = String::from("user,id=net0");
+    for port in ports {
+        netdev.push_str(",hostfwd=");
+        netdev.push_str(&forward(port));
+    }
+    words.add("-netdev", netdev);
+    words.add("-device", "virtio-net-device,netdev=net0");
+}
+
+fn forward(port: &PublishedPort) -> String {
+    let address = match port.address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    format!("{}:{address}:{}-:{}", port.protocol, port.host, port.guest)
+}
+
+fn plan9(words: &mut Words, index: usize, share: &Share) {
+    // security_model=none: files belong to whoever runs QEMU, as with a bind mount for one's own containers.
+    // multidevs=remap: inode numbers stay unique where the folder spans file systems.
+    let mut fsdev =
+        format!("local,id=fs{index},path={},security_model=none,multidevs=remap", value(share.path.as_str()));
+    if share.read_only {
+        fsdev.push_str(",readonly=on");
+    }
+    words.add("-fsdev", fsdev);
+    words.add("-device", format!("virtio-9p-device,fsdev=fs{index},mount_tag={}", value(&share.tag)));
+}

@@ -1,0 +1,379 @@
+//! Runs one machine from launch to end: starts QEMU, listens to its console, connects the agent with its clients, and
+//! follows the machine's [lifecycle](super::lifecycle). QEMU never outlives this process.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use camino::{Utf8Path, Utf8PathBuf};
+use init::protocol::{Decoder, Frame, MACHINE_CHANNEL, MAIN_CHANNEL, Message, VERSION};
+use rustix::process::Signal;
+
+use super::console::Console;
+use super::lifecycle::{Action, Lifecycle, Limits};
+use super::machine::Machine;
+use super::outcome::Outcome;
+use super::qemu;
+use super::router::{ClientId, Delivery, Router};
+use crate::host::process::die_with;
+use crate::host::tools;
+
+/// The client that holds the main process's streams; connections count up from it.
+const MAIN_CLIENT: ClientId = 0;
+
+/// What a supervised machine is given beside its devices.
+#[derive(Debug)]
+pub struct Supervision {
+    /// How long each part of its life may take.
+    pub limits: Limits,
+    /// Every byte of the console is written here.
+    pub console_log: Utf8PathBuf,
+    /// Clients of the agent connect here; `None` serves the main process only.
+    pub clients: Option<UnixListener>,
+    /// Who gets the main process's frames; the other end may go away at any time.
+    pub main: Sender<Frame>,
+    /// The console is also this process's own standard input and output: a machine without an agent.
+    pub console_on_terminal: bool,
+}
+
+/// What can happen while a machine runs.
+#[derive(Debug)]
+pub enum Event {
+    /// Bytes from the console.
+    Console(Vec<u8>),
+    /// QEMU closed the console: it has ended.
+    ConsoleClosed,
+    /// The agent says something.
+    Agent(Frame),
+    /// The agent's connection has ended; the cause, where it could not be understood.
+    AgentClosed(Option<String>),
+    /// A client connected; its frames go here.
+    Connected(ClientId, Sender<Frame>),
+    /// A client says something.
+    Client(ClientId, Frame),
+    /// A client is gone.
+    Gone(ClientId),
+    /// This process was sent a signal that asks it to end.
+    Signal(i32),
+}
+
+/// Says something to the machine on behalf of the main process's holder.
+#[derive(Debug, Clone)]
+pub struct MainClient(Sender<Event>);
+
+impl MainClient {
+    /// A message about the main process.
+    pub fn say(&self, message: Message) {
+        // The machine has ended: nothing is left to be told.
+        let _ = self.0.send(Event::Client(MAIN_CLIENT, Frame::new(MAIN_CHANNEL, message)));
+    }
+
+    /// Ends the machine at once.
+    pub fn give_up(&self) {
+        let _ = self.0.send(Event::Signal(signal_hook::consts::SIGINT));
+        let _ = self.0.send(Event::Signal(signal_hook::consts::SIGINT));
+    }
+}
+
+/// A machine that was launched.
+#[derive(Debug)]
+pub struct Supervisor {
+    qemu: Child,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+    agent: Option<Sender<Frame>>,
+    complaint: std::thread::JoinHandle<String>,
+    supervision: Supervision,
+    log: File,
+    agent_socket: Option<Utf8PathBuf>,
+}
+
+/// How a machine ended, with what its console said last.
+#[derive(Debug)]
+pub struct Ending {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The console's last lines.
+    pub last_lines: Vec<String>,
+}
+
+impl Supervisor {
+    /// Starts QEMU. The machine's agent socket is created here. Errors where QEMU cannot be started at all.
+    pub fn launch(machine: &Machine, supervision: Supervision) -> anyhow::Result<Supervisor> {
+        let (sender, events) = mpsc::channel();
+        let log = File::create(&supervision.console_log)
+            .with_context(|| format!("failed to create `{}`", supervision.console_log))?;
+        let agent = machine.agent_socket.as_deref().map(|path| listen_to_agent(path, &sender)).transpose()?;
+
+        let program = tools::find(qemu::PROGRAM).unwrap_or_else(|| qemu::PROGRAM.into());
+        let mut command = Command::new(&program);
+        command
+            .args(qemu::arguments(machine))
+            .stdin(if supervision.console_on_terminal { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // A group of its own: Ctrl-C on the terminal is for us to pass on, not for QEMU to die of.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        die_with(&mut command, rustix::process::getpid(), Signal::KILL);
+        let mut qemu = command.spawn().with_context(|| format!("failed to start `{program}`"))?;
+
+        if let Some(stdout) = qemu.stdout.take() {
+            let sender = sender.clone();
+            std::thread::spawn(move || read_console(stdout, &sender));
+        }
+        let mut stderr = qemu.stderr.take();
+        let complaint = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            if let Some(stderr) = &mut stderr {
+                // Bounded: a QEMU that complains for ever is not to fill our memory.
+                let _ = stderr.take(64 * 1024).read_to_end(&mut text);
+                let _ = io::copy(stderr, &mut io::sink());
+            }
+            String::from_utf8_lossy(&text).trim().to_owned()
+        });
+        if let Some(stdin) = qemu.stdin.take() {
+            std::thread::spawn(move || type_on_console(stdin));
+        }
+        if let Some(listener) = &supervision.clients {
+            let listener = listener.try_clone().context("failed to share the clients' socket")?;
+            let sender = sender.clone();
+            std::thread::spawn(move || accept_clients(&listener, &sender));
+        }
+        let agent_socket = machine.agent_socket.clone();
+        Ok(Supervisor { qemu, events, sender, agent, complaint, supervision, log, agent_socket })
+    }
+
+    /// The main process's end of the conversation.
+    pub fn main_client(&self) -> MainClient {
+        MainClient(self.sender.clone())
+    }
+
+    /// Where signals to this process are reported.
+    pub fn signals(&self) -> impl Fn(i32) + Send + 'static {
+        let sender = self.sender.clone();
+        move |signal| {
+            let _ = sender.send(Event::Signal(signal));
+        }
+    }
+
+    /// QEMU's process id.
+    pub fn qemu_pid(&self) -> u32 {
+        self.qemu.id()
+    }
+
+    /// Follows the machine to its end. `on_started` is called once, when the main process runs.
+    pub fn run(mut self, mut on_started: impl FnMut()) -> anyhow::Result<Ending> {
+        let mut life = Lifecycle::launched(Instant::now(), self.supervision.limits, self.agent.is_some());
+        let mut router = Router::new(MAIN_CLIENT);
+        let mut console = Console::default();
+        let mut clients = std::collections::HashMap::from([(MAIN_CLIENT, self.supervision.main.clone())]);
+        let (mut console_closed, mut agent_closed) = (false, self.agent_socket.is_none());
+        loop {
+            let patience = life.deadline().map_or(Duration::from_secs(3600), |deadline| {
+                deadline.saturating_duration_since(Instant::now())
+            });
+            let event = self.events.recv_timeout(patience);
+            let now = Instant::now();
+            let mut deliveries = Vec::new();
+            let mut actions = Vec::new();
+            match event {
+                Ok(Event::Console(bytes)) => {
+                    // A full disk must not end the machine; the log is for looking back.
+                    let _ = self.log.write_all(&bytes);
+                    if self.supervision.console_on_terminal {
+                        let mut stdout = io::stdout().lock();
+                        let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
+                    }
+                    console.push(&bytes).into_iter().for_each(|verdict| life.verdict(now, verdict));
+                }
+                Ok(Event::ConsoleClosed) => {
+                    console_closed = true;
+                    // A QEMU that failed early never connected: nobody is to wait for it any more.
+                    if let Some(socket) = &self.agent_socket {
+                        let _ = UnixStream::connect(socket);
+                    }
+                }
+                Ok(Event::AgentClosed(cause)) => {
+                    agent_closed = true;
+                    if let Some(cause) = cause {
+                        actions.extend(life.agent_failed(cause));
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Event::Agent(frame)) => {
+                    match (&frame.message, frame.channel) {
+                        (Message::Hello { version }, MACHINE_CHANNEL) if *version != VERSION => {
+                            let cause = format!(
+                                "the guest's init speaks version {version} of the agent protocol, this workbench {VERSION}"
+                            );
+                            actions.extend(life.agent_failed(cause));
+                        }
+                        (Message::Started { .. }, MAIN_CHANNEL) => {
+                            life.main_started();
+                            on_started();
+                        }
+                        (Message::Failed(failure), MAIN_CHANNEL) => {
+                            let (code, cause) = (failure.code, failure.message.clone());
+                            life.main_ended(now, Outcome::NotStarted { code, cause });
+                        }
+                        (Message::Exited { code }, MAIN_CHANNEL) => {
+                            life.main_ended(now, Outcome::Exited(*code));
+                        }
+                        _ => {}
+                    }
+                    deliveries.extend(router.from_agent(frame));
+                }
+                Ok(Event::Connected(client, frames)) => {
+                    clients.insert(client, frames);
+                }
+                Ok(Event::Client(_, Frame { message: Message::Shutdown { signal, grace_seconds }, .. })) => {
+                    actions.extend(life.stop(now, signal, Duration::from_secs(grace_seconds.into())));
+                }
+                Ok(Event::Client(client, frame)) => deliveries.extend(router.from_client(client, frame)),
+                Ok(Event::Gone(client)) => {
+                    clients.remove(&client);
+                    deliveries.extend(router.client_gone(client));
+                }
+                Ok(Event::Signal(signal)) => actions.extend(life.signal(now, signal)),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            actions.extend(life.tick(now));
+
+            for delivery in deliveries {
+                match delivery {
+                    Delivery::Agent(frame) => self.tell(frame),
+                    Delivery::Client(client, frame) => {
+                        // A client that has just gone is reported by its reader.
+                        let _ = clients.get(&client).map(|frames| frames.send(frame));
+                    }
+                }
+            }
+            for action in actions {
+                match action {
+                    Action::Tell(frame) => self.tell(frame),
+                    Action::Kill => {
+                        // It has ended by itself in this moment.
+                        let _ = self.qemu.kill();
+                    }
+                }
+            }
+            // What the agent said last may arrive after the console's end.
+            if console_closed && agent_closed {
+                break;
+            }
+        }
+        let status = self.qemu.wait().context("failed to wait for QEMU")?;
+        let complaint = self.complaint.join().unwrap_or_default();
+        let complaint = (!status.success()).then(|| match complaint.lines().last() {
+            Some(line) => format!("QEMU failed: {}", line.trim_start_matches("qemu-system-x86_64: ")),
+            None => format!("QEMU ended with {status}"),
+        });
+        Ok(Ending { outcome: life.qemu_ended(complaint), last_lines: console.last_lines() })
+    }
+
+    fn tell(&self, frame: Frame) {
+        if let Some(agent) = &self.agent {
+            // The writer ends with the connection, whose loss is QEMU's end.
+            let _ = agent.send(frame);
+        }
+    }
+}
+
+/// Accepts QEMU's connection at `path` and carries frames both ways.
+fn listen_to_agent(path: &Utf8Path, sender: &Sender<Event>) -> anyhow::Result<Sender<Frame>> {
+    let listener = UnixListener::bind(path).with_context(|| format!("failed to listen at `{path}`"))?;
+    let (outgoing, frames) = mpsc::channel::<Frame>();
+    // The first word, sent as soon as anybody listens.
+    let _ = outgoing.send(Frame::new(MACHINE_CHANNEL, Message::Hello { version: VERSION }));
+    let sender = sender.clone();
+    std::thread::spawn(move || {
+        let result = listener.accept().map_err(anyhow::Error::from).and_then(|(stream, _)| {
+            let writer = stream.try_clone()?;
+            std::thread::spawn(move || write_frames(writer, &frames));
+            read_frames(&stream, |frame| sender.send(Event::Agent(frame)).is_ok())
+        });
+        let _ = sender.send(Event::AgentClosed(result.err().map(|error| error.to_string())));
+    });
+    Ok(outgoing)
+}
+
+fn accept_clients(listener: &UnixListener, sender: &Sender<Event>) {
+    for (client, stream) in (MAIN_CLIENT + 1..).zip(listener.incoming()) {
+        let Ok(stream) = stream else { return };
+        let Ok(writer) = stream.try_clone() else { continue };
+        let (outgoing, frames) = mpsc::channel();
+        if sender.send(Event::Connected(client, outgoing)).is_err() {
+            return;
+        }
+        std::thread::spawn(move || {
+            write_frames(writer, &frames);
+        });
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            // A client that talks nonsense is treated as one that has gone.
+            let _ = read_frames(&stream, |frame| sender.send(Event::Client(client, frame)).is_ok());
+            let _ = sender.send(Event::Gone(client));
+        });
+    }
+}
+
+/// Reads frames until the stream ends or `on_frame` has had enough.
+pub(super) fn read_frames(
+    mut stream: &UnixStream,
+    mut on_frame: impl FnMut(Frame) -> bool,
+) -> anyhow::Result<()> {
+    let mut decoder = Decoder::default();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let length = match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return Ok(()),
+        };
+        decoder.push(&buffer[..length]);
+        while let Some(frame) = decoder.next_frame()? {
+            if !on_frame(frame) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Writes frames until there are none or nobody reads; then nobody is left to be told.
+pub(super) fn write_frames(mut stream: UnixStream, frames: &Receiver<Frame>) {
+    let mut bytes = Vec::new();
+    while let Ok(frame) = frames.recv() {
+        bytes.clear();
+        frame.encode(&mut bytes);
+        // What else is waiting goes along, up to a decent write.
+        while bytes.len() < 256 * 1024
+            && let Ok(frame) = frames.try_recv()
+        {
+            frame.encode(&mut bytes);
+        }
+        if stream.write_all(&bytes).is_err() {
+            return;
+        }
+    }
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+}
+
+fn read_console(mut stdout: impl Read, sender: &Sender<Event>) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(length) = stdout.read(&mut buffer) {
+        if length == 0 || sender.send(Event::Console(buffer[..length].to_vec())).is_err() {
+            break;
+        }
+    }
+    let _ = sender.send(Event::ConsoleClosed);
+}
+
+/// Passes this process's standard input to the console of a machine that has no agent.
+fn type_on_console(mut console: ChildStdin) {
+    let _ = io::copy(&mut BufReader::new(io::stdin()), &mut console);
+}
