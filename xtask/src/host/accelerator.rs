@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
-use xshell::{Shell, cmd};
 
 use crate::artifact::{Lock, read_text, write_whole};
 use crate::vm::lifecycle::Limits;
@@ -141,11 +140,7 @@ fn describe_host() -> String {
         .and_then(|text| text.lines().find(|line| line.starts_with("model name")).map(str::to_owned))
         .unwrap_or_default();
     let qemu = tools::find(qemu::PROGRAM)
-        .and_then(|program| {
-            let shell = Shell::new().ok()?;
-            cmd!(shell, "{program} --version").quiet().ignore_stderr().read().ok()
-        })
-        .and_then(|text| text.lines().next().map(str::to_owned))
+        .and_then(|program| Some(format!("{program} of {:?}", fs::metadata(&program).ok()?.modified().ok()?)))
         .unwrap_or_default();
     format!("{} | {processor} | {qemu}", uname.release().to_string_lossy())
 }

@@ -81,7 +81,8 @@ fn owner(port: u16, protocol: PortProtocol) -> Option<String> {
             .flatten()
             .any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()))
     };
-    let process = fs::read_dir("/proc").ok()?.flatten().find(holds_it)?;
+    let is_process = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit();
+    let process = fs::read_dir("/proc").ok()?.flatten().filter(is_process).find(holds_it)?;
     let pid = process.file_name().into_string().ok()?;
     let name = fs::read_to_string(process.path().join("comm")).ok()?;
     Some(format!("{} (process {pid})", name.trim()))
