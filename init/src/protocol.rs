@@ -37,7 +37,8 @@ pub const EXIT_MARKER: &str = "init: main process ended with exit code ";
 /// What PID 1 prints on the console before the cause when it cannot go on.
 pub const FATAL_MARKER: &str = "init: fatal: ";
 
-const HEADER: usize = 4 + 1 + 4;
+/// Bytes of a frame before its payload.
+pub const HEADER: usize = 4 + 1 + 4;
 
 /// One message on one channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
