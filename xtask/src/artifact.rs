@@ -8,7 +8,10 @@ use std::fs::{self, File, TryLockError};
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::error::Hint as _;
 use crate::interrupt;
+use crate::ui::human_bytes;
+use crate::workspace::CACHE_VARIABLE;
 
 /// A path beside the final one, to be written and then [published](Staged::publish).
 #[derive(Debug)]
@@ -99,6 +102,33 @@ pub fn remove_any(path: &Utf8Path) -> anyhow::Result<()> {
         Ok(_) => fs::remove_file(path),
     };
     result.with_context(|| format!("failed to remove `{path}`"))
+}
+
+/// Points the link `link` at `target`, in place of the link that was there.
+pub fn publish_link(target: &Utf8Path, link: &Utf8Path) -> anyhow::Result<()> {
+    if link.read_link_utf8().is_ok_and(|known| known == target) {
+        return Ok(());
+    }
+    let staged = Staged::new(link)?;
+    std::os::unix::fs::symlink(target, staged.path())
+        .with_context(|| format!("failed to link `{link}` to `{target}`"))?;
+    staged.publish()
+}
+
+/// Makes sure, before slow work starts, that `bytes` more fit where `folder` (which exists) is. `what` needs them.
+pub fn require_space(folder: &Utf8Path, bytes: u64, what: &str) -> anyhow::Result<()> {
+    let status = rustix::fs::statvfs(folder.as_std_path())
+        .with_context(|| format!("failed to ask for the free space of `{folder}`"))?;
+    let free = status.f_bavail * status.f_frsize;
+    if free < bytes {
+        return Err(anyhow::anyhow!(
+            "{what} needs {} in `{folder}`, and {} are free",
+            human_bytes(bytes),
+            human_bytes(free)
+        ))
+        .hint(format!("free some, or set {CACHE_VARIABLE} to a folder on a larger disk"));
+    }
+    Ok(())
 }
 
 /// Reads a file as text, with the path in the error.

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
-use crate::tasks::{Context, doctor, setup};
+use crate::tasks::{Context, doctor, init, kernel, setup};
 use crate::workspace::Workspace;
 
 /// Run a container image as a QEMU microVM
@@ -22,6 +22,8 @@ pub struct Cli {
 enum Task {
     Setup(setup::SetupArgs),
     Doctor(doctor::DoctorArgs),
+    Kernel(kernel::KernelArgs),
+    Init(init::InitArgs),
 }
 
 impl Cli {
@@ -34,6 +36,8 @@ impl Cli {
         match self.task {
             Task::Setup(args) => args.run(&context),
             Task::Doctor(args) => args.run(&context),
+            Task::Kernel(args) => args.run(&context),
+            Task::Init(args) => args.run(&context),
         }
     }
 }

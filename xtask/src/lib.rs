@@ -10,6 +10,8 @@ pub mod workspace;
 
 pub mod host;
 
+pub mod init;
+pub mod kernel;
 pub mod vm;
 
 pub mod tasks;

@@ -71,7 +71,7 @@ pub const TOOLS: &[Tool] = &[
     tool(Probe::AnyFile(&["/usr/include/gelf.h", "/usr/include/libelf/gelf.h"]), "libelf-dev", &[Kernel]),
     // certificates and module signing, in the recipe's config
     tool(Probe::AnyFile(&["/usr/include/openssl/ssl.h"]), "libssl-dev", &[Kernel]),
-    program("tar", "tar", &[Collect, Test]),
+    program("tar", "tar", &[Kernel, Collect, Test]),
     program("qemu-system-x86_64", "qemu-system-x86", &[Boot]),
     program("qemu-img", "qemu-utils", &[Image, Boot]),
     tool(Probe::AnyProgram(&["podman", "buildah", "docker"]), "podman", &[Image]),

@@ -1,6 +1,8 @@
 //! One module for each task: its command line and the order of its steps. The work itself is done elsewhere.
 
 pub mod doctor;
+pub mod init;
+pub mod kernel;
 pub mod setup;
 
 use crate::host::setup::{Consent, require};

@@ -1,0 +1,72 @@
+//! The sha256 of large files, remembered for as long as the file stays the same file.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::Context as _;
+use camino::Utf8Path;
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::artifact::{read_text, write_whole};
+use crate::ui;
+use crate::workspace::{Workspace, hex};
+
+/// A change of any of these means another content; the same habit as make's and git's.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    stamp: Stamp,
+    sha256: String,
+}
+
+/// Lower-case hexadecimal sha256 of a file, from memory where the file has not changed.
+pub fn sha256(workspace: &Workspace, path: &Utf8Path) -> anyhow::Result<String> {
+    let mut file = File::open(path).with_context(|| format!("failed to open `{path}`"))?;
+    let metadata = file.metadata().with_context(|| format!("failed to read `{path}`"))?;
+    let stamp = Stamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        bytes: metadata.len(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+    };
+    let canonical = path.canonicalize_utf8().with_context(|| format!("failed to resolve `{path}`"))?;
+    let name = hex(&Sha256::digest(canonical.as_str()))[..16].to_owned();
+    let memory = workspace.verdicts().join(format!("sha256-{name}.json"));
+    if let Ok(text) = read_text(&memory)
+        && let Ok(remembered) = serde_json::from_str::<Remembered>(&text)
+        && remembered.stamp == stamp
+    {
+        return Ok(remembered.sha256);
+    }
+
+    let bar = ui::byte_bar(&format!("checking {}", path.file_name().unwrap_or_default()), Some(stamp.bytes));
+    let sha256 = hash(&mut file, &bar).with_context(|| format!("failed to read `{path}`"))?;
+    bar.finish_and_clear();
+    let remembered = Remembered { stamp, sha256 };
+    write_whole(&memory, &serde_json::to_vec(&remembered)?)?;
+    Ok(remembered.sha256)
+}
+
+fn hash(file: &mut File, bar: &ProgressBar) -> std::io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            count => {
+                hasher.update(&buffer[..count]);
+                bar.inc(count as u64);
+            }
+        }
+    }
+}
