@@ -38,6 +38,14 @@ impl Staged {
         &self.temporary
     }
 
+    /// Puts the finished file or folder at another destination on the same file system, for names that are known
+    /// only in the end.
+    pub fn publish_as(mut self, destination: &Utf8Path) -> anyhow::Result<()> {
+        create_folder(destination.parent().unwrap_or(Utf8Path::new(".")))?;
+        self.destination = destination.to_owned();
+        self.publish()
+    }
+
     /// Puts the finished file or folder at its destination, in place of what was there.
     pub fn publish(mut self) -> anyhow::Result<()> {
         if self.destination.is_dir() && !self.destination.is_symlink() {

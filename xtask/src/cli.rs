@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
-use crate::tasks::{Context, doctor, init, kernel, setup};
+use crate::tasks::{Context, doctor, image, init, kernel, setup};
 use crate::workspace::Workspace;
 
 /// Run a container image as a QEMU microVM
@@ -24,6 +24,7 @@ enum Task {
     Doctor(doctor::DoctorArgs),
     Kernel(kernel::KernelArgs),
     Init(init::InitArgs),
+    Image(image::ImageArgs),
 }
 
 impl Cli {
@@ -38,6 +39,7 @@ impl Cli {
             Task::Doctor(args) => args.run(&context),
             Task::Kernel(args) => args.run(&context),
             Task::Init(args) => args.run(&context),
+            Task::Image(args) => args.run(&context),
         }
     }
 }

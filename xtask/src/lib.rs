@@ -10,8 +10,12 @@ pub mod workspace;
 
 pub mod host;
 
+pub mod image;
 pub mod init;
 pub mod kernel;
+
+pub mod disk;
+
 pub mod vm;
 
 pub mod tasks;

@@ -21,6 +21,8 @@ pub enum Purpose {
     /// Link PID 1.
     Init,
     /// Build a Dockerfile.
+    Build,
+    /// Make disks.
     Image,
     /// Run a machine.
     Boot,
@@ -43,7 +45,7 @@ pub struct Tool {
     pub purposes: &'static [Purpose],
 }
 
-use Purpose::{Boot, Collect, Guestfs, Image, Init, Kernel, Test};
+use Purpose::{Boot, Build, Collect, Guestfs, Image, Init, Kernel, Test};
 
 const fn tool(probe: Probe, package: &'static str, purposes: &'static [Purpose]) -> Tool {
     Tool { probe, package, purposes }
@@ -74,7 +76,9 @@ pub const TOOLS: &[Tool] = &[
     program("tar", "tar", &[Kernel, Collect, Test]),
     program("qemu-system-x86_64", "qemu-system-x86", &[Boot]),
     program("qemu-img", "qemu-utils", &[Image, Boot]),
-    tool(Probe::AnyProgram(&["podman", "buildah", "docker"]), "podman", &[Image]),
+    tool(Probe::AnyProgram(&["podman", "buildah", "docker"]), "podman", &[Build]),
+    // What the default image is made of.
+    program("busybox", "busybox-static", &[Build]),
     program("ssh", "openssh-client", &[Collect]),
     program("virt-make-fs", "guestfs-tools", &[Guestfs]),
     program("mmdebstrap", "mmdebstrap", &[Test]),

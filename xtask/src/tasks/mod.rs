@@ -1,6 +1,7 @@
 //! One module for each task: its command line and the order of its steps. The work itself is done elsewhere.
 
 pub mod doctor;
+pub mod image;
 pub mod init;
 pub mod kernel;
 pub mod setup;

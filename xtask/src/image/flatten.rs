@@ -1,0 +1,251 @@
+//! Applies layers, bottom first, to a [`Tree`], by the rules of the OCI image spec (`layer.md`): whiteouts, opaque
+//! directories, hard links across layers, a file that replaces a directory and the other way round.
+//!
+//! A path is always inside the image: a leading `/` is the image's root, links in the middle of a path are followed
+//! as inside a `chroot`, and a `..` that would leave the root is an error that names the entry.
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::layer::{Entry, EntryKind, Layer, display};
+use super::tree::{Inode, InodeId, Kind, ROOT, Slot, Tree};
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// AUFS's own bookkeeping, which old layers still carry; docker passes over it.
+const AUFS_METADATA: &[u8] = b".wh..wh.";
+
+/// The kernel's own bound on links in one path (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
+
+/// What names that begin with `.wh.` are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// Layers of an image: they hide what lower layers have.
+    Apply,
+    /// A plain archive of a root file system: they are files like any other.
+    Ignore,
+}
+
+/// Lays the layers over each other.
+pub fn flatten(layers: &[Layer], whiteouts: Whiteouts) -> anyhow::Result<Tree> {
+    let mut tree = Tree::default();
+    for (number, layer) in (0..).zip(layers) {
+        let mut entries = layer.entries(number);
+        while let Some(entry) = entries.next_entry()? {
+            let mut applied = Applied { tree: &mut tree, layer: number };
+            let name = display(&entry.path);
+            applied
+                .entry(entry, whiteouts)
+                .with_context(|| format!("failed to apply the entry {name} of {}", layer.name))?;
+        }
+    }
+    Ok(tree)
+}
+
+/// The tree while one layer is laid over it.
+struct Applied<'a> {
+    tree: &'a mut Tree,
+    layer: u32,
+}
+
+/// Cleans a path: its names without `.` and empty ones, `..` resolved in the text as docker does.
+fn components(path: &[u8]) -> anyhow::Result<Vec<&[u8]>> {
+    let mut names = Vec::new();
+    for name in path.split(|&byte| byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => ensure!(names.pop().is_some(), "its path leaves the image's root"),
+            _ => {
+                ensure!(!name.contains(&0), "its path holds a zero byte");
+                ensure!(name.len() <= 255, "a name of {} bytes; Linux allows 255", name.len());
+                names.push(name);
+            }
+        }
+    }
+    Ok(names)
+}
+
+impl Applied<'_> {
+    fn entry(&mut self, entry: Entry, whiteouts: Whiteouts) -> anyhow::Result<()> {
+        let Entry { path, kind, metadata, xattrs } = entry;
+        let names = components(&path)?;
+        let Some((&name, parents)) = names.split_last() else {
+            ensure!(kind == EntryKind::Directory, "the root can only be a directory");
+            let root = self.tree.inode_mut(ROOT);
+            (root.metadata, root.xattrs) = (metadata, boxed(xattrs));
+            return Ok(());
+        };
+        if whiteouts == Whiteouts::Apply && name.starts_with(WHITEOUT) {
+            return self.whiteout(parents, name);
+        }
+        let parent = self.make_parents(parents)?;
+        let existing = self.lookup(parent, name);
+        let kind = match kind {
+            EntryKind::Directory => {
+                if let Some(there) = existing
+                    && self.tree.directory(there).is_some()
+                {
+                    let inode = self.tree.inode_mut(there);
+                    (inode.metadata, inode.xattrs) = (metadata, boxed(xattrs));
+                    return self.link(parent, name, there);
+                }
+                Kind::Directory(Default::default())
+            }
+            EntryKind::Hardlink(target) => {
+                let there = self
+                    .find(&target)
+                    .with_context(|| format!("failed to follow its target {}", display(&target)))?
+                    .with_context(|| format!("its target {} does not exist", display(&target)))?;
+                ensure!(
+                    self.tree.directory(there).is_none(),
+                    "its target {} is a directory",
+                    display(&target)
+                );
+                return self.link(parent, name, there);
+            }
+            EntryKind::File(content) => Kind::File(content),
+            EntryKind::Symlink(target) => {
+                // symlink(2): PATH_MAX with its zero byte.
+                ensure!(
+                    (1..4096).contains(&target.len()) && !target.contains(&0),
+                    "a link's target of {} bytes; Linux allows 1 to 4095, none of them zero",
+                    target.len()
+                );
+                Kind::Symlink(target)
+            }
+            EntryKind::CharDevice { major, minor } => Kind::CharDevice { major, minor },
+            EntryKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
+            EntryKind::Fifo => Kind::Fifo,
+        };
+        let inode = self.tree.add(Inode { kind, metadata, xattrs: boxed(xattrs) })?;
+        self.link(parent, name, inode)
+    }
+
+    fn lookup(&self, directory: InodeId, name: &[u8]) -> Option<InodeId> {
+        self.tree.directory(directory)?.get(name).map(|slot| slot.inode)
+    }
+
+    /// Gives an inode a name, in place of what had it.
+    fn link(&mut self, directory: InodeId, name: &[u8], inode: InodeId) -> anyhow::Result<()> {
+        let slot = Slot { inode, layer: self.layer };
+        let entries = self.tree.directory_mut(directory).context("its parent is not a directory")?;
+        entries.insert(name.into(), slot);
+        Ok(())
+    }
+
+    /// Finds the directory that a new entry goes into, making what is missing on the way.
+    fn make_parents(&mut self, names: &[&[u8]]) -> anyhow::Result<InodeId> {
+        self.walk(names, Missing::Make)?.context("its parent does not exist")
+    }
+
+    /// What a path names; its last component is not followed where it is a link.
+    fn find(&mut self, path: &[u8]) -> anyhow::Result<Option<InodeId>> {
+        let names = components(path)?;
+        let Some((name, parents)) = names.split_last() else { return Ok(Some(ROOT)) };
+        let parent = self.walk(parents, Missing::Stop)?;
+        Ok(parent.and_then(|parent| self.lookup(parent, name)))
+    }
+
+    /// Goes down a path of directories, following links as inside a `chroot`.
+    fn walk(&mut self, names: &[&[u8]], missing: Missing) -> anyhow::Result<Option<InodeId>> {
+        let mut way = vec![ROOT];
+        let mut links = 0;
+        let mut ahead: Vec<Box<[u8]>> = names.iter().rev().map(|&name| name.into()).collect();
+        while let Some(name) = ahead.pop() {
+            let here = way.last().copied().unwrap_or(ROOT);
+            match &*name {
+                b"" | b"." => continue,
+                b".." => {
+                    // The root is its own parent.
+                    if way.len() > 1 {
+                        way.pop();
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(next) = self.lookup(here, &name) else {
+                if missing == Missing::Stop {
+                    return Ok(None);
+                }
+                let made = self.tree.add(Inode::implied_directory())?;
+                self.link(here, &name, made)?;
+                way.push(made);
+                continue;
+            };
+            match &self.tree.inode(next).kind {
+                Kind::Directory(_) => {
+                    if missing == Missing::Make {
+                        // This layer is about to put something below: an opaque marker must not take it away.
+                        self.link(here, &name, next)?;
+                    }
+                    way.push(next);
+                }
+                Kind::Symlink(target) => {
+                    links += 1;
+                    ensure!(links <= MAX_LINKS, "more than {MAX_LINKS} links in its path");
+                    if target.first() == Some(&b'/') {
+                        way.truncate(1);
+                    }
+                    ahead.extend(target.split(|&byte| byte == b'/').rev().map(Into::into));
+                }
+                _ if missing == Missing::Stop => return Ok(None),
+                _ => bail!("its parent {} is not a directory", display(&name)),
+            }
+        }
+        Ok(way.last().copied())
+    }
+
+    fn whiteout(&mut self, parents: &[&[u8]], name: &[u8]) -> anyhow::Result<()> {
+        if name.starts_with(AUFS_METADATA) && name != OPAQUE {
+            return Ok(());
+        }
+        let hidden = &name[WHITEOUT.len()..];
+        ensure!(!matches!(hidden, b"" | b"." | b".."), "a whiteout of nothing");
+        let Some(directory) = self.walk(parents, Missing::Stop)? else { return Ok(()) };
+        if name == OPAQUE {
+            self.hide_lower(directory);
+            return Ok(());
+        }
+        let layer = self.layer;
+        let Some(slot) = self.tree.directory(directory).and_then(|entries| entries.get(hidden)).copied()
+        else {
+            return Ok(());
+        };
+        // Whiteouts speak of lower layers alone, wherever in the layer they stand.
+        if slot.layer == layer {
+            self.hide_lower(slot.inode);
+        } else if let Some(entries) = self.tree.directory_mut(directory) {
+            entries.remove(hidden);
+        }
+        Ok(())
+    }
+
+    /// Takes away what lower layers put into a directory, at any depth.
+    fn hide_lower(&mut self, directory: InodeId) {
+        let layer = self.layer;
+        let mut ahead = vec![directory];
+        while let Some(here) = ahead.pop() {
+            if let Some(entries) = self.tree.directory_mut(here) {
+                entries.retain(|_, slot| slot.layer == layer);
+                ahead.extend(entries.values().map(|slot| slot.inode));
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// Make directories that are not there.
+    Make,
+    /// There is nothing to find.
+    Stop,
+}
+
+fn boxed(mut xattrs: super::layer::Xattrs) -> Option<Box<super::layer::Xattrs>> {
+    // Of two values for one name the later counts, as in every PAX header.
+    xattrs.reverse();
+    xattrs.sort_by(|a, b| a.0.cmp(&b.0));
+    xattrs.dedup_by(|later, first| later.0 == first.0);
+    (!xattrs.is_empty()).then(|| Box::new(xattrs))
+}

@@ -1,0 +1,432 @@
+//! Reads one layer: a tar, plain or GNU or PAX, as a list of [`Entry`]s whose contents stay where they are.
+//!
+//! The header format is `tar-core`'s business; this module feeds it, and adds what it leaves out: modification times
+//! with sign and nanoseconds, ACLs in text form, and the refusal of what cannot be kept. What entries do to a root
+//! file system is [`super::flatten`]'s.
+//!
+//! Errors name the entry, or the offset where no entry can be named.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail, ensure};
+use tar_core::parse::{Limits, ParseEvent, ParsedEntry, Parser};
+use tar_core::{EntryType, PaxExtensions};
+
+use super::acl;
+
+/// An uncompressed tar: a range of a file that stays open.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// The archive that holds the tar.
+    pub file: Arc<File>,
+    /// Where the tar begins in it.
+    pub start: u64,
+    /// The tar's length in bytes.
+    pub length: u64,
+    /// What the tar is called in errors: a digest or a file name.
+    pub name: String,
+}
+
+/// Whom an inode belongs to, who may use it, and when it was last written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metadata {
+    /// Permission bits with setuid, setgid and sticky (0o7777).
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Seconds since 1970, which may be negative, and nanoseconds.
+    pub mtime: (i64, u32),
+}
+
+/// Extended attributes: full names (`security.capability`) and values as `getxattr(2)` gives them.
+pub type Xattrs = Vec<(Box<str>, Box<[u8]>)>;
+
+/// Where a regular file's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// The layer's number, bottom first.
+    pub layer: u32,
+    /// Absolute offset in the layer's file of the first stored byte.
+    pub offset: u64,
+    /// Length of the file as its reader sees it.
+    pub size: u64,
+    /// The parts that are stored, one after another at `offset`; `None` where all of it is.
+    pub sparse: Option<Box<[Segment]>>,
+}
+
+/// A stored part of a sparse file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it is in the file.
+    pub offset: u64,
+    /// Its length in bytes, never 0.
+    pub length: u64,
+}
+
+/// What an entry makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A directory, or new metadata for the one that is there.
+    Directory,
+    /// A regular file.
+    File(Content),
+    /// A symbolic link and its target.
+    Symlink(Box<[u8]>),
+    /// Another name for an inode that is there already.
+    Hardlink(Box<[u8]>),
+    /// A character device.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+}
+
+/// One entry of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// As the tar has it; not yet cleaned.
+    pub path: Vec<u8>,
+    /// What it makes.
+    pub kind: EntryKind,
+    /// Owner, mode and time.
+    pub metadata: Metadata,
+    /// Extended attributes.
+    pub xattrs: Xattrs,
+}
+
+/// A path for a message.
+pub fn display(path: &[u8]) -> String {
+    format!("`{}`", path.escape_ascii())
+}
+
+impl Layer {
+    /// A whole file as one tar.
+    pub fn whole(file: File, name: impl Into<String>) -> anyhow::Result<Layer> {
+        let length = file.metadata().context("failed to read a layer's size")?.len();
+        Ok(Layer { file: Arc::new(file), start: 0, length, name: name.into() })
+    }
+
+    /// Reads the entries in order; contents will say that they are in layer `number`.
+    pub fn entries(&self, number: u32) -> Entries<'_> {
+        Entries {
+            layer: self,
+            number,
+            parser: new_parser(),
+            buffer: Vec::with_capacity(READ_AHEAD),
+            taken: 0,
+            position: 0,
+        }
+    }
+}
+
+/// How much is read at a time: many small files' headers and contents in one call.
+const READ_AHEAD: usize = 128 * 1024;
+
+/// Sparse files with more parts than this are refused; a bound on memory (24 bytes each).
+const MAX_SPARSE_PARTS: usize = 100_000;
+
+fn new_parser() -> Parser {
+    let limits = Limits { max_sparse_entries: MAX_SPARSE_PARTS, ..Limits::default() };
+    let mut parser = Parser::new(limits);
+    // `tar-core` reads numbers as unsigned whole ones and would fail at a time before 1970. With this it passes
+    // over what it cannot read; `check_pax_numbers` and `pax_mtime` do the reading, and fail where they must.
+    parser.set_ignore_pax_errors(true);
+    parser
+}
+
+/// The entries of one layer, in order.
+#[derive(Debug)]
+pub struct Entries<'a> {
+    layer: &'a Layer,
+    number: u32,
+    parser: Parser,
+    /// Bytes of the tar from `position` on; the first `taken` are done with.
+    buffer: Vec<u8>,
+    taken: usize,
+    /// Offset in the tar of the buffer's first byte.
+    position: u64,
+}
+
+impl Entries<'_> {
+    /// The next entry, or `None` at the end. Errors where the tar is damaged or holds what cannot be kept.
+    pub fn next_entry(&mut self) -> anyhow::Result<Option<Entry>> {
+        let at = self.position + self.taken as u64;
+        self.advance().with_context(|| format!("failed to read {} at byte {at}", self.layer.name))
+    }
+
+    fn advance(&mut self) -> anyhow::Result<Option<Entry>> {
+        loop {
+            let event = self.parser.parse(&self.buffer[self.taken..])?;
+            let (consumed, entry, sparse) = match event {
+                ParseEvent::NeedData { min_bytes } => {
+                    if self.fill(min_bytes)? {
+                        continue;
+                    }
+                    // Some writers leave out the two blocks of zeros at the end.
+                    if self.buffer[self.taken..].iter().all(|&byte| byte == 0) {
+                        return Ok(None);
+                    }
+                    bail!("the archive ends in the middle of an entry");
+                }
+                ParseEvent::End { .. } => return Ok(None),
+                ParseEvent::GlobalExtensions { consumed, pax_data } => {
+                    check_global(pax_data)?;
+                    self.taken += consumed;
+                    continue;
+                }
+                ParseEvent::Entry { consumed, entry } => (consumed, entry, None),
+                ParseEvent::SparseEntry { consumed, entry, sparse_map, real_size } => {
+                    (consumed, entry, Some((sparse_map, real_size)))
+                }
+            };
+            let data = self.position + self.taken as u64 + consumed as u64;
+            let stored = stored_size(&entry);
+            let padded = stored.checked_next_multiple_of(512).context("an entry's size is out of range")?;
+            let next = data.checked_add(padded).context("an entry's size is out of range")?;
+            let name = display(&entry.path);
+            ensure!(
+                data.checked_add(stored).is_some_and(|end| end <= self.layer.length),
+                "the archive ends in the middle of {name}"
+            );
+            let place = Place { layer: self.number, offset: self.layer.start + data, stored };
+            let entry = convert(&entry, sparse, place).with_context(|| format!("entry {name}"))?;
+            self.skip_to(next);
+            return Ok(Some(entry));
+        }
+    }
+
+    /// Moves on to an offset in the tar, keeping what is read ahead where that reaches it.
+    fn skip_to(&mut self, offset: u64) {
+        match usize::try_from(offset - self.position) {
+            Ok(taken) if taken <= self.buffer.len() => self.taken = taken,
+            _ => {
+                self.buffer.clear();
+                self.taken = 0;
+                self.position = offset;
+            }
+        }
+    }
+
+    /// Makes at least `wanted` bytes available; false where the tar ends before.
+    fn fill(&mut self, wanted: usize) -> anyhow::Result<bool> {
+        self.buffer.drain(..self.taken);
+        self.position += self.taken as u64;
+        self.taken = 0;
+        while self.buffer.len() < wanted {
+            let at = self.position + self.buffer.len() as u64;
+            let room = wanted.max(READ_AHEAD) - self.buffer.len();
+            let rest = self.layer.length.saturating_sub(at).min(room as u64) as usize;
+            if rest == 0 {
+                return Ok(false);
+            }
+            let have = self.buffer.len();
+            self.buffer.resize(have + rest, 0);
+            let read = self
+                .layer
+                .file
+                .read_at(&mut self.buffer[have..], self.layer.start + at)
+                .context("failed to read the archive")?;
+            self.buffer.truncate(have + read);
+            if read == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+struct Place {
+    layer: u32,
+    offset: u64,
+    stored: u64,
+}
+
+fn is_header_only(kind: EntryType) -> bool {
+    kind.is_hard_link()
+        || kind.is_symlink()
+        || kind.is_dir()
+        || kind.is_character_special()
+        || kind.is_block_special()
+        || kind.is_fifo()
+}
+
+/// Bytes that follow the header. Links and the like have none, whatever their size field says (docker's reading).
+fn stored_size(entry: &ParsedEntry<'_>) -> u64 {
+    if is_header_only(entry.entry_type) { 0 } else { entry.size }
+}
+
+fn convert(
+    entry: &ParsedEntry<'_>,
+    sparse: Option<(Vec<tar_core::SparseEntry>, u64)>,
+    place: Place,
+) -> anyhow::Result<Entry> {
+    let target = || -> anyhow::Result<Box<[u8]>> {
+        entry.link_target.as_deref().map(Into::into).context("a link without a target")
+    };
+    let device = || (entry.dev_major.unwrap_or(0), entry.dev_minor.unwrap_or(0));
+    let kind = entry.entry_type;
+    // Before POSIX, a directory was a file whose name ends in a slash.
+    let is_old_directory = kind.is_file() && entry.path.ends_with(b"/");
+    let kind = if kind.is_dir() || is_old_directory {
+        EntryKind::Directory
+    } else if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
+        EntryKind::File(content(sparse, place)?)
+    } else if kind.is_symlink() {
+        EntryKind::Symlink(target()?)
+    } else if kind.is_hard_link() {
+        EntryKind::Hardlink(target()?)
+    } else if kind.is_character_special() {
+        let (major, minor) = device();
+        EntryKind::CharDevice { major, minor }
+    } else if kind.is_block_special() {
+        let (major, minor) = device();
+        EntryKind::BlockDevice { major, minor }
+    } else if kind.is_fifo() {
+        EntryKind::Fifo
+    } else {
+        bail!("its type {:?} is not known", char::from(kind.to_byte()));
+    };
+
+    let mut mtime = (entry.mtime.cast_signed(), 0);
+    let mut xattrs: Xattrs = Vec::new();
+    for extension in PaxExtensions::new(entry.pax.unwrap_or_default()) {
+        let extension = extension.context("its extended header is damaged")?;
+        let key = extension.key().context("its extended header has a name that is not text")?;
+        let value = extension.value_bytes();
+        check_pax_number(key, value)?;
+        if key == "mtime" {
+            mtime = pax_time(value).with_context(|| format!("its time {} is not one", display(value)))?;
+        } else if let Some(name) = xattr_name(key) {
+            xattrs.push((name.into(), value.into()));
+        } else if let Some(name) = acl::xattr_of_text(key) {
+            xattrs.push((name.into(), acl::from_text(value)?.into()));
+        }
+    }
+    let id = |value: u64, what: &str| {
+        u32::try_from(value).with_context(|| format!("its {what} {value} is out of range"))
+    };
+    let metadata = Metadata {
+        mode: (entry.mode & 0o7777) as u16,
+        uid: id(entry.uid, "owner")?,
+        gid: id(entry.gid, "group")?,
+        mtime,
+    };
+    Ok(Entry { path: entry.path.to_vec(), kind, metadata, xattrs })
+}
+
+/// `SCHILY.xattr.NAME` is star's, GNU tar's, docker's and bsdtar's form; the other is GNU tar's for SELinux.
+fn xattr_name(key: &str) -> Option<&str> {
+    match key {
+        "RHT.security.selinux" => Some("security.selinux"),
+        _ => key.strip_prefix("SCHILY.xattr."),
+    }
+}
+
+fn content(sparse: Option<(Vec<tar_core::SparseEntry>, u64)>, place: Place) -> anyhow::Result<Content> {
+    let Place { layer, offset, stored } = place;
+    let Some((map, size)) = sparse else {
+        return Ok(Content { layer, offset, size: stored, sparse: None });
+    };
+    let mut segments = Vec::with_capacity(map.len());
+    let mut end_of_last = 0;
+    let mut total = 0;
+    for part in map.iter().filter(|part| part.length != 0) {
+        let end = part.offset.checked_add(part.length).filter(|&end| end <= size);
+        ensure!(part.offset >= end_of_last && end.is_some(), "its sparse map is damaged");
+        end_of_last = end.unwrap_or_default();
+        total += part.length;
+        segments.push(Segment { offset: part.offset, length: part.length });
+    }
+    ensure!(total == stored, "its sparse map speaks of {total} bytes, and {stored} are stored");
+    Ok(Content { layer, offset, size, sparse: Some(segments.into()) })
+}
+
+/// Numbers that `tar-core` was told to pass over when it cannot read them.
+fn check_pax_number(key: &str, value: &[u8]) -> anyhow::Result<()> {
+    let is_number = |text: &[u8]| std::str::from_utf8(text).is_ok_and(|text| text.parse::<u64>().is_ok());
+    let is_good = match key {
+        "uid" | "gid" | "size" => is_number(value),
+        "GNU.sparse.map" => value.is_empty() || value.split(|&byte| byte == b',').all(is_number),
+        _ if key.starts_with("GNU.sparse.") && key != "GNU.sparse.name" => is_number(value),
+        _ => true,
+    };
+    ensure!(is_good, "its extended header has {} for `{key}`", display(value));
+    Ok(())
+}
+
+/// Seconds and nanoseconds of a PAX time: `-1.25` is a second and a quarter before 1970.
+fn pax_time(value: &[u8]) -> Option<(i64, u32)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (text, is_negative) = text.strip_prefix('-').map_or((text, false), |rest| (rest, true));
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if !whole.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let seconds: i64 = whole.parse().ok()?;
+    // Digits past the ninth are cut off, as every reader of such times does.
+    let nanoseconds: u32 = format!("{fraction:0<9}")[..9].parse().ok()?;
+    Some(match (is_negative, nanoseconds) {
+        (false, _) => (seconds, nanoseconds),
+        (true, 0) => (-seconds, 0),
+        (true, _) => (-seconds - 1, 1_000_000_000 - nanoseconds),
+    })
+}
+
+/// A header for all entries that follow may only say what changes nothing; docker passes over all of it.
+fn check_global(pax_data: &[u8]) -> anyhow::Result<()> {
+    for extension in PaxExtensions::new(pax_data) {
+        let extension = extension.context("a global extended header is damaged")?;
+        let key = extension.key().context("a global extended header has a name that is not text")?;
+        let is_harmless = matches!(key, "comment" | "charset" | "hdrcharset" | "atime" | "ctime")
+            || key.starts_with("VENDOR.");
+        ensure!(is_harmless, "a global extended header sets `{key}` for all entries, which is not supported");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_sign_and_nanoseconds() {
+        let cases: [(&str, Option<(i64, u32)>); 9] = [
+            ("0", Some((0, 0))),
+            ("1700000000.5", Some((1_700_000_000, 500_000_000))),
+            ("1.000000001", Some((1, 1))),
+            ("1.0000000019", Some((1, 1))),
+            ("-1", Some((-1, 0))),
+            ("-1.25", Some((-2, 750_000_000))),
+            ("4102444800.999999999", Some((4_102_444_800, 999_999_999))),
+            ("1e9", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(pax_time(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_an_error() {
+        assert!(check_pax_number("uid", b"4294967295").is_ok());
+        assert!(check_pax_number("uid", b"-1").is_err());
+        assert!(check_pax_number("GNU.sparse.map", b"0,512,4096,1").is_ok());
+        assert!(check_pax_number("GNU.sparse.map", b"0,x").is_err());
+        assert!(check_pax_number("GNU.sparse.name", b"anything").is_ok());
+    }
+}

@@ -1,0 +1,337 @@
+//! Container images, wherever they are, turned into base disks once.
+//!
+//! A [`source`] is opened as an [`archive::Image`]: a config and layers. The layers are [flattened](flatten) to a
+//! [`tree`] of metadata, and [`crate::disk::ext4`] writes that with the layers' contents. [`ensure`] is the whole
+//! way, and does none of it when the [`store`] has the disk already.
+
+pub mod acl;
+pub mod archive;
+pub mod blob;
+pub mod builder;
+pub mod config;
+pub mod dockerfile;
+pub mod dockerignore;
+pub mod export;
+pub mod flatten;
+pub mod layer;
+pub mod nearest;
+pub mod oci;
+pub mod reference;
+pub mod source;
+pub mod store;
+pub mod tree;
+
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::Context as _;
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::artifact::{Lock, Staged, create_folder};
+use crate::error::{Hint as _, usage};
+use crate::host::tools::Purpose;
+use crate::tasks::Context;
+use crate::{disk, ui};
+
+pub use self::config::ImageConfig;
+pub use self::source::Source;
+
+use self::archive::{ArchiveKind, Image};
+use self::builder::Builder;
+use self::dockerfile::BuildContext;
+use self::store::{CachedDisk, DiskRecord, Store};
+
+/// How the file system is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mkfs {
+    /// Straight from the layers, without root
+    #[default]
+    Ext4,
+    /// The recipe's way, with guestfs, for comparison
+    VirtMakeFs,
+}
+
+/// A disk that somebody asks for.
+#[derive(Debug, Clone)]
+pub struct ImageRequest {
+    /// Where the image comes from.
+    pub source: Source,
+    /// What to call it; a word of the source where nothing is said.
+    pub name: Option<String>,
+    /// The disk's size in bytes.
+    pub size: Option<u64>,
+    /// `NAME=value` for the Dockerfile's ARGs.
+    pub build_args: Vec<String>,
+    /// Which program builds Dockerfiles; whichever is there where nothing is said.
+    pub builder: Option<Builder>,
+    /// How the file system is made.
+    pub mkfs: Mkfs,
+    /// Look at the source again even where it seems not to have changed.
+    pub refresh: bool,
+}
+
+impl ImageRequest {
+    /// The usual way for a source.
+    pub fn new(source: Source) -> ImageRequest {
+        ImageRequest {
+            source,
+            name: None,
+            size: None,
+            build_args: Vec::new(),
+            builder: None,
+            mkfs: Mkfs::default(),
+            refresh: false,
+        }
+    }
+}
+
+/// A base disk and how its image runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootImage {
+    /// A short name.
+    pub name: String,
+    /// The image's digest.
+    pub digest: String,
+    /// The raw ext4 file system. It is shared: boot from an [overlay](crate::disk::overlay).
+    pub disk: Utf8PathBuf,
+    /// How the image runs.
+    pub config: ImageConfig,
+}
+
+/// The disk of an image, made now or found in the cache. `init_binary` is PID 1, for Dockerfiles that copy it.
+pub fn ensure(
+    context: &Context,
+    request: &ImageRequest,
+    init_binary: &Utf8Path,
+) -> anyhow::Result<BootImage> {
+    let store = Store::new(&context.workspace);
+    let name = request.name.clone().unwrap_or_else(|| request.source.short_name());
+    check_name(&name)?;
+    let plan = Plan::new(context, request, init_binary)?;
+    if let Some(cached) = plan.cached(&store, request) {
+        return boot_image(&store, cached, name);
+    }
+    let _lock = Lock::hold(
+        &store.lock_path(&store::fingerprint(&plan.identity)[..16]),
+        &format!("`{}`", request.source),
+    )?;
+    // Whoever held the lock before may have made it.
+    if let Some(cached) = plan.cached(&store, request) {
+        return boot_image(&store, cached, name);
+    }
+    let cached = make(&plan, &store, request, &name)
+        .with_context(|| format!("failed to make a disk of `{}`", request.source))?;
+    boot_image(&store, cached, name)
+}
+
+fn check_name(name: &str) -> anyhow::Result<()> {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric();
+    let is_good = name.len() <= 64
+        && name.bytes().next().is_some_and(is_word)
+        && name.bytes().all(|byte| is_word(byte) || b"_.-".contains(&byte));
+    // Docker's rule for names of containers.
+    if is_good {
+        Ok(())
+    } else {
+        Err(usage(format!("`{name}` is not a name: use letters, digits, `_`, `.` and `-`")))
+    }
+}
+
+fn boot_image(store: &Store<'_>, cached: CachedDisk, name: String) -> anyhow::Result<BootImage> {
+    let config = cached.config()?;
+    let mut cached = cached;
+    if cached.record.name != name {
+        cached.record.name.clone_from(&name);
+        store.save(&cached)?;
+    }
+    Ok(BootImage { name, digest: cached.record.digest.clone(), disk: cached.disk(), config })
+}
+
+/// What will be read, and how one sees that it has changed.
+struct Plan {
+    identity: String,
+    input: Input,
+}
+
+enum Input {
+    Build(Builder, BuildContext),
+    File(Utf8PathBuf),
+    Folder(Utf8PathBuf),
+    Stdin,
+    Stored(Builder, String),
+}
+
+impl Plan {
+    fn new(context: &Context, request: &ImageRequest, init_binary: &Utf8Path) -> anyhow::Result<Plan> {
+        match &request.source {
+            Source::Dockerfile(path) => {
+                context.require(&[Purpose::Build])?;
+                let path = in_checkout(context, path);
+                let build = BuildContext::discover(&path, init_binary)?;
+                let builder = Builder::choose(request.builder)?;
+                let identity =
+                    format!("build\0{}\0{}\0{:?}", builder.program(), build.hash()?, request.build_args);
+                Ok(Plan { identity, input: Input::Build(builder, build) })
+            }
+            Source::DockerArchive(path, _) | Source::OciArchive(path, _) | Source::Rootfs(path) => {
+                let path = camino::absolute_utf8(path)?;
+                Ok(Plan { identity: stamp(&request.source, &path)?, input: Input::File(path) })
+            }
+            Source::Oci(path, _) => {
+                let path = camino::absolute_utf8(path)?;
+                Ok(Plan {
+                    identity: stamp(&request.source, &path.join("index.json"))?,
+                    input: Input::Folder(path),
+                })
+            }
+            Source::ContainersStorage(name) => {
+                let builder = Builder::choose(request.builder.or(Some(Builder::Podman)))?;
+                Ok(Plan { identity: String::new(), input: Input::Stored(builder, name.clone()) })
+            }
+            Source::DockerDaemon(name) => {
+                let builder = Builder::choose(Some(Builder::Docker))?;
+                Ok(Plan { identity: String::new(), input: Input::Stored(builder, name.clone()) })
+            }
+            Source::Stdin => Ok(Plan { identity: String::new(), input: Input::Stdin }),
+            Source::Registry(reference) => {
+                Err(anyhow::anyhow!("pulling `{reference}` from a registry is not supported yet"))
+            }
+        }
+    }
+
+    fn cached(&self, store: &Store<'_>, request: &ImageRequest) -> Option<CachedDisk> {
+        if request.refresh || self.identity.is_empty() {
+            return None;
+        }
+        let digest = store.remembered(&self.identity)?;
+        store.disk(&store.folder(&digest, request.size, way(request)))
+    }
+
+    fn open(
+        &self,
+        source: &Source,
+        scratch: &Utf8Path,
+        name: &str,
+        build_args: &[String],
+    ) -> anyhow::Result<Image> {
+        let work = || {
+            tempfile::tempdir_in(scratch).with_context(|| format!("failed to make a folder in `{scratch}`"))
+        };
+        // What the archive is called does not matter any more once it is open: its name goes with the folder.
+        let from_work = |fill: &dyn Fn(&Utf8Path) -> anyhow::Result<Utf8PathBuf>| {
+            let work = work()?;
+            let folder = Utf8Path::from_path(work.path()).context("the cache's path is not UTF-8")?;
+            let archive = fill(folder)?;
+            archive::open_archive(&archive, ArchiveKind::Docker, None, scratch)
+        };
+        match &self.input {
+            Input::Build(builder, build) => from_work(&|folder| {
+                builder::build(*builder, build, build_args, &format!("microvm-workbench/{name}"), folder)
+            }),
+            Input::Stored(builder, image) => from_work(&|folder| {
+                let archive = folder.join("image.tar");
+                builder::export(*builder, image, &archive)?;
+                Ok(archive)
+            }),
+            Input::File(path) => match source {
+                Source::DockerArchive(_, name) => {
+                    archive::open_archive(path, ArchiveKind::Docker, name.as_deref(), scratch)
+                }
+                Source::OciArchive(_, name) => {
+                    archive::open_archive(path, ArchiveKind::Oci, name.as_deref(), scratch)
+                }
+                _ => archive::open_rootfs(path, scratch),
+            },
+            Input::Folder(path) => {
+                let name = if let Source::Oci(_, name) = source { name.as_deref() } else { None };
+                oci::open_folder(path, name, scratch)
+            }
+            Input::Stdin => archive::open_stream(std::io::stdin().lock(), scratch),
+        }
+    }
+}
+
+/// A path as the user typed it, or below the checkout: tasks work from any folder.
+fn in_checkout(context: &Context, path: &Utf8Path) -> Utf8PathBuf {
+    let below = context.workspace.root().join(path);
+    if path.is_relative() && !path.exists() && below.exists() { below } else { path.to_owned() }
+}
+
+/// Changes whenever a file is written again.
+fn stamp(source: &Source, path: &Utf8Path) -> anyhow::Result<String> {
+    let metadata = std::fs::metadata(path).with_context(|| nearest::describe(path))?;
+    let (size, inode, device) = (metadata.size(), metadata.ino(), metadata.dev());
+    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+    Ok(format!("file\0{source}\0{path}\0{size}\0{device}:{inode}\0{seconds}.{nanoseconds}"))
+}
+
+fn way(request: &ImageRequest) -> &'static str {
+    match request.mkfs {
+        Mkfs::Ext4 => "ext4",
+        Mkfs::VirtMakeFs => "virt-make-fs",
+    }
+}
+
+fn make(plan: &Plan, store: &Store<'_>, request: &ImageRequest, name: &str) -> anyhow::Result<CachedDisk> {
+    let scratch = store.scratch();
+    create_folder(&scratch)?;
+    let image = plan.open(&request.source, &scratch, name, &request.build_args)?;
+    if let Some(digest) = &image.digest
+        && !request.refresh
+        && let Some(cached) = store.disk(&store.folder(digest, request.size, way(request)))
+    {
+        remember(store, plan, digest)?;
+        return Ok(cached);
+    }
+    let staged = Staged::new(&scratch.join("disk"))?;
+    create_folder(staged.path())?;
+    let (size, digest) = convert(&image, &staged.path().join("disk.ext4"), request)?;
+    let record = DiskRecord {
+        name: name.to_owned(),
+        source: request.source.to_string(),
+        digest: digest.clone(),
+        size,
+        created: store::now(),
+    };
+    let cached = CachedDisk { folder: staged.path().to_owned(), record };
+    store.save(&cached)?;
+    store.save_config(&cached, &image.config)?;
+    let folder = store.folder(&digest, request.size, way(request));
+    staged.publish_as(&folder)?;
+    remember(store, plan, &digest)?;
+    Ok(CachedDisk { folder, record: cached.record })
+}
+
+fn remember(store: &Store<'_>, plan: &Plan, digest: &str) -> anyhow::Result<()> {
+    if plan.identity.is_empty() { Ok(()) } else { store.remember(&plan.identity, digest) }
+}
+
+/// Writes the disk, and checks the layers' digests meanwhile. Gives the disk's size and the image's digest.
+fn convert(image: &Image, path: &Utf8Path, request: &ImageRequest) -> anyhow::Result<(u64, String)> {
+    std::thread::scope(|scope| {
+        let verified = scope.spawn(|| image.verify());
+        let tree = flatten::flatten(&image.layers, image.whiteouts)?;
+        let demand = disk::ext4::demand(&tree);
+        let size = request.size.unwrap_or_else(|| disk::size::default_for(demand.data_bytes()));
+        match request.mkfs {
+            Mkfs::Ext4 => {
+                let file =
+                    std::fs::File::create(path).with_context(|| format!("failed to create `{path}`"))?;
+                let bar = ui::byte_bar("writing the disk", Some(demand.data_bytes()));
+                let written = disk::ext4::write(&tree, &image.layers, &file, size, |bytes| bar.inc(bytes));
+                bar.finish_and_clear();
+                written.hint(format!(
+                    "give it more with `--size {}`",
+                    disk::size::at_least(demand.minimum_size())
+                ))?;
+            }
+            Mkfs::VirtMakeFs => todo_virt_make_fs()?,
+        }
+        let digest =
+            verified.join().map_err(|_| anyhow::anyhow!("the check of the layers' digests has failed"))??;
+        Ok((size, digest))
+    })
+}
+
+fn todo_virt_make_fs() -> anyhow::Result<()> {
+    anyhow::bail!("not yet")
+}
