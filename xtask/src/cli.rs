@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
-use crate::tasks::{Context, doctor, image, init, kernel, setup};
+use crate::tasks::{Context, collect, doctor, image, init, kernel, setup};
 use crate::workspace::Workspace;
 
 /// Run a container image as a QEMU microVM
@@ -20,6 +20,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    Collect(collect::CollectArgs),
     Setup(setup::SetupArgs),
     Doctor(doctor::DoctorArgs),
     Kernel(kernel::KernelArgs),
@@ -35,6 +36,7 @@ impl Cli {
             consent: if self.yes { Consent::Given } else { Consent::Ask },
         };
         match self.task {
+            Task::Collect(args) => args.run(&context),
             Task::Setup(args) => args.run(&context),
             Task::Doctor(args) => args.run(&context),
             Task::Kernel(args) => args.run(&context),

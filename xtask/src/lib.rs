@@ -5,11 +5,13 @@ pub mod error;
 pub mod ui;
 
 pub mod artifact;
+pub mod artifacts;
 pub mod interrupt;
 pub mod workspace;
 
 pub mod host;
 
+pub mod collect;
 pub mod image;
 pub mod init;
 pub mod kernel;

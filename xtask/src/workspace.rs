@@ -70,6 +70,12 @@ impl Workspace {
         self.root.join("target/artifacts")
     }
 
+    /// Sets that `collect` brought from other machines, one folder for each host. Nobody else's to rebuild, so not in
+    /// `target/`.
+    pub fn collected(&self) -> Utf8PathBuf {
+        self.root.join("collected")
+    }
+
     /// Where everything that costs time is kept, outside `target/`.
     pub fn cache(&self) -> &Utf8Path {
         &self.cache

@@ -84,6 +84,8 @@ pub const TOOLS: &[Tool] = &[
     program("mmdebstrap", "mmdebstrap", &[Test]),
     program("sshd", "openssh-server", &[Test]),
     program("ssh-keygen", "openssh-client", &[Test]),
+    // stands for a far machine that has nothing else
+    program("busybox", "busybox-static", &[Test]),
     program("curl", "curl", &[Test]),
     program("e2fsck", "e2fsprogs", &[Test]),
 ];

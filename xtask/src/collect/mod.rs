@@ -1,0 +1,250 @@
+//! Brings a [set of artifacts](crate::artifacts) from the machine where it was made, over one `ssh` connection.
+//!
+//! The far side says what it will send and with which checksums, then sends one tar stream ([`remote`]). Here the
+//! files are staged, checked ([`stream`]) and put in place together at the end, so that any failure leaves the
+//! destination as it was. What is offered must fit the disk before a byte of it is read.
+
+mod remote;
+mod stream;
+
+use std::fs;
+use std::io::BufReader;
+use std::os::unix::fs::PermissionsExt as _;
+
+use anyhow::{Context as _, anyhow, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+
+pub use remote::{Candidate, SshOptions, Target, candidates_below};
+
+use crate::artifact::{Lock, Staged, remove_any};
+use crate::artifacts::{DISK, IMAGE_CONFIG, INIT, KERNEL};
+use crate::error::Hint as _;
+use crate::host::process::dies_with_us;
+use crate::{interrupt, note, ui};
+use stream::{Finding, Header, StreamError};
+
+/// How many lines of ssh's complaint are shown.
+const LAST_LINES: usize = 10;
+
+/// What to collect, from where, to where.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The far machine.
+    pub target: &'a Target,
+    /// How to reach it.
+    pub ssh: &'a SshOptions,
+    /// Where a set may be over there; the first complete one is taken.
+    pub candidates: &'a [Candidate],
+    /// The folder to put the set into. Files of other names in it stay.
+    pub destination: &'a Utf8Path,
+    /// Held while this destination is written.
+    pub lock: &'a Utf8Path,
+}
+
+/// Fetches the set. Errors name the host and what ssh or the far side said.
+pub fn collect(request: &Request<'_>) -> anyhow::Result<()> {
+    let destination = request.destination;
+    if destination.exists() && !destination.is_dir() {
+        bail!("the destination `{destination}` is not a folder");
+    }
+    let _lock = Lock::hold(request.lock, &format!("`{destination}`"))?;
+    note!("connecting to {}", request.target.host);
+    fetch(request).with_context(|| format!("failed to collect from `{}`", request.target.host))
+}
+
+fn fetch(request: &Request<'_>) -> anyhow::Result<()> {
+    let words = remote::ssh_arguments(request.target, request.ssh, ui::is_interactive());
+    let ssh = duct::cmd("ssh", words).stdin_bytes(remote::script(request.candidates));
+    // The complaints are shown in the error; ssh asks its questions on the terminal itself.
+    let connection =
+        dies_with_us(&ssh).stderr_capture().unchecked().reader().context("failed to start `ssh`")?;
+    let mut reader = BufReader::with_capacity(128 * 1024, &connection);
+
+    let header = match stream::read_header(&mut reader) {
+        Ok(header) => header,
+        Err(StreamError::Failed(error)) => return Err(error),
+        Err(StreamError::Ended) => return refusal(&connection, request.target),
+    };
+    let candidate = chosen(&header, request.candidates)?;
+    let landing = Landing::prepare(request.destination, header.total_size())?;
+    let what = format!("collecting {} from {}:{}", names(&header), request.target.host, candidate.folder);
+    let progress = ui::byte_bar(&what, Some(header.total_size()));
+    let received = stream::receive(&mut reader, &header.offers, landing.folder(), &progress);
+    let done = progress.position();
+    progress.finish_and_clear();
+    match received {
+        Ok(()) => {}
+        Err(StreamError::Failed(error)) => {
+            return Err(error)
+                .hint("nothing was changed here; if a build was running over there, try again after it");
+        }
+        Err(StreamError::Ended) => {
+            let done = ui::human_bytes(done);
+            let total = ui::human_bytes(header.total_size());
+            let error = match complaint(&connection) {
+                Some(complaint) => anyhow!("{complaint}"),
+                None => anyhow!("the stream ended early"),
+            };
+            return Err(error.context(format!("the connection broke after {done} of {total}")))
+                .hint("nothing was changed here; run the same command again");
+        }
+    }
+    // Every byte is here and checked: how the far side's `tar` ends no longer matters.
+    landing.place()?;
+    let size = ui::human_bytes(header.total_size());
+    note!("collected {} ({size}) into {}", names(&header), request.destination);
+    Ok(())
+}
+
+fn names(header: &Header) -> String {
+    header.offers.iter().map(|offer| offer.name).collect::<Vec<_>>().join(", ")
+}
+
+/// The candidate that the far side sends, or why there is none, each candidate in its own line.
+fn chosen<'a>(header: &Header, candidates: &'a [Candidate]) -> anyhow::Result<&'a Candidate> {
+    if let Some(program) = &header.lacks {
+        return Err(anyhow!("`{program}` was not found there")).hint("install it on that machine");
+    }
+    if let Some(candidate) = header.found.and_then(|number| candidates.get(number)) {
+        if header.offers.len() < 3 {
+            bail!("a file over there could not be read to its end");
+        }
+        return Ok(candidate);
+    }
+    let mut text = "no complete set of init, kernel and disk over there; looked at".to_owned();
+    for (number, candidate) in candidates.iter().enumerate() {
+        let findings: Vec<_> =
+            header.findings.iter().filter(|(of, _)| *of == number).map(|(_, finding)| finding).collect();
+        let line = format!("\n  {}: {}", candidate.folder, why_not(&findings));
+        // One folder may be two candidates; that it is not there is said once.
+        if !text.ends_with(&line) {
+            text.push_str(&line);
+        }
+    }
+    Err(anyhow!("{text}")).hint("build there with `cargo xtask boot`, or name the folder with `--remote-dir`")
+}
+
+fn why_not(findings: &[&Finding]) -> String {
+    let mut reasons = Vec::new();
+    for finding in findings {
+        reasons.push(match finding {
+            Finding::NoFolder => "no such folder".to_owned(),
+            Finding::Missing(file) => format!("no `{file}`"),
+            Finding::Unreadable(file) => format!("`{file}` may not be read"),
+        });
+    }
+    if reasons.is_empty() { "may not be entered".to_owned() } else { reasons.join(", ") }
+}
+
+/// ssh's last words, once it has ended; `None` if it said nothing.
+fn complaint(connection: &duct::ReaderHandle) -> Option<String> {
+    let output = connection.try_wait().ok()??;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+    (!last.is_empty()).then_some(last)
+}
+
+/// The error for a connection that ended before the far side said anything.
+fn refusal(connection: &duct::ReaderHandle, target: &Target) -> anyhow::Result<()> {
+    let status = match connection.try_wait() {
+        Ok(Some(output)) => output.status.to_string(),
+        _ => "it did not end".to_owned(),
+    };
+    let complaint = complaint(connection).unwrap_or_else(|| "it said nothing".to_owned());
+    let hint = remote::hint_for(&complaint, target);
+    Err(anyhow!("{complaint}").context(format!("`ssh` ended before the transfer began ({status})")))
+        .hint(hint)
+}
+
+/// Where the files are while they arrive, on the destination's own file system.
+struct Landing<'a> {
+    staged: Staged,
+    destination: &'a Utf8Path,
+    /// A new destination appears in one step; in one that exists, file after file is replaced.
+    is_new: bool,
+}
+
+impl<'a> Landing<'a> {
+    /// Makes the staging folder, if `size` bytes will fit.
+    fn prepare(destination: &'a Utf8Path, size: u64) -> anyhow::Result<Landing<'a>> {
+        let is_new = !destination.exists();
+        // An existing destination may be a mount point, or somebody's current folder: it must stay the same one.
+        let staged =
+            if is_new { Staged::new(destination)? } else { Staged::new(&destination.join("collect"))? };
+        let folder = staged.path();
+        fs::create_dir(folder).with_context(|| format!("failed to create the folder `{folder}`"))?;
+        let space = rustix::fs::statvfs(folder.as_std_path())
+            .with_context(|| format!("failed to see how much space is left in `{destination}`"))?;
+        check_space(size, space.f_bavail.saturating_mul(space.f_frsize), destination)?;
+        Ok(Landing { staged, destination, is_new })
+    }
+
+    fn folder(&self) -> &Utf8Path {
+        self.staged.path()
+    }
+
+    /// Puts the files in place of those that are there.
+    fn place(self) -> anyhow::Result<()> {
+        let init = self.folder().join(INIT);
+        fs::set_permissions(&init, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("failed to make `{init}` executable"))?;
+        // A signal that comes now is late: a set must not be left half old, half new.
+        let _uninterrupted = interrupt::subscribe();
+        if self.is_new {
+            return self.staged.publish();
+        }
+        for name in [INIT, KERNEL, DISK, IMAGE_CONFIG] {
+            let (from, to) = (self.folder().join(name), self.destination.join(name));
+            if from.exists() {
+                fs::rename(&from, &to).with_context(|| format!("failed to move `{from}` to `{to}`"))?;
+            } else {
+                // The config of another image must not stay beside this disk.
+                remove_any(&to)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_space(needed: u64, available: u64, destination: &Utf8Path) -> anyhow::Result<()> {
+    if needed <= available {
+        return Ok(());
+    }
+    let [needed, available] = [needed, available].map(ui::human_bytes);
+    Err(anyhow!("the set takes {needed}, and {available} are left in `{destination}`"))
+        .hint("free some space, or name another folder with `--dest`")
+}
+
+/// Where a set is looked for when no folder is named: a checkout of this workbench in the home folder or at the same
+/// place as here, then the recipe's `~/work`.
+pub fn usual_candidates(checkout: &Utf8Path) -> Vec<Candidate> {
+    let same_name = Utf8Path::new("~").join(checkout.file_name().unwrap_or("microvm"));
+    [same_name, checkout.to_owned(), Utf8PathBuf::from("~/work")]
+        .iter()
+        .flat_map(|folder| candidates_below(folder))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_both_sizes() {
+        assert!(check_space(10, 10, Utf8Path::new("d")).is_ok());
+        let error = check_space(3 << 20, 1 << 20, Utf8Path::new("d")).unwrap_err().to_string();
+        assert_eq!(error, "the set takes 3.00 MiB, and 1.00 MiB are left in `d`");
+    }
+
+    #[test]
+    fn the_usual_places_are_the_checkouts_and_then_the_recipes() {
+        let folders: Vec<String> = usual_candidates(Utf8Path::new("/src/bench"))
+            .iter()
+            .map(|candidate| candidate.folder.to_string())
+            .collect();
+        assert_eq!(folders[..3], ["~/bench/target/artifacts", "~/bench", "~/bench"]);
+        assert_eq!(folders[3], "/src/bench/target/artifacts");
+        assert_eq!(folders[6..], ["~/work/target/artifacts", "~/work", "~/work"]);
+    }
+}
