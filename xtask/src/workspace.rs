@@ -13,6 +13,7 @@ pub const CACHE_VARIABLE: &str = "MICROVM_CACHE";
 pub struct Workspace {
     root: Utf8PathBuf,
     cache: Utf8PathBuf,
+    artifacts: Utf8PathBuf,
     runtime: Utf8PathBuf,
 }
 
@@ -35,6 +36,10 @@ impl Workspace {
                     .hint(format!("set {CACHE_VARIABLE} to a folder"));
             }
         };
+        let artifacts = match variable(CACHE_VARIABLE) {
+            Some(_) => cache.join("artifacts"),
+            None => root.join("target/artifacts"),
+        };
         // Socket paths end at 107 bytes (unix(7)), so running machines live under a short path.
         let runtime = match variable("XDG_RUNTIME_DIR").filter(|folder| folder.len() < 40) {
             Some(folder) => Utf8PathBuf::from(folder).join("microvm"),
@@ -42,7 +47,7 @@ impl Workspace {
         };
         // Machines of one cache are one world: a test with a cache of its own sees only its own.
         let world = hex(&Sha256::digest(cache.as_str()))[..8].to_owned();
-        Ok(Workspace { root, cache, runtime: runtime.join(world) })
+        Ok(Workspace { root, cache, artifacts, runtime: runtime.join(world) })
     }
 
     /// The checkout.
@@ -66,8 +71,9 @@ impl Workspace {
     }
 
     /// The set that `collect` fetches: `init`, `kernel`, `hda.qcow2` and the image's config, as links into the cache.
+    /// A cache that was named has its own set, so that a trial leaves the checkout's as it is.
     pub fn artifacts(&self) -> Utf8PathBuf {
-        self.root.join("target/artifacts")
+        self.artifacts.clone()
     }
 
     /// Sets that `collect` brought from other machines, one folder for each host. Nobody else's to rebuild, so not in

@@ -196,7 +196,9 @@ pub fn check(settings: &[Setting], config: &str, symbols: &Symbols, may_lack: &[
         let mut failure = format!("{option} ({place}): wanted {value}, got {got}");
         if !symbol.has_prompt {
             failure.push_str("; the kernel computes this one, it cannot be set");
-        } else if !symbol.depends.is_empty() && value != "n" {
+        } else if value == "m" && got == "y" {
+            failure.push_str("; modules are off in this config, it can only be built in");
+        } else if got == "n" && !symbol.depends.is_empty() {
             let _ = write!(failure, "; depends on {}", symbol.depends.join(" && "));
         }
         outcome.failures.push(failure);

@@ -14,7 +14,6 @@ use ureq::http::{Response, header};
 use super::file_hash;
 use crate::artifact::{create_folder, remove_any, require_space};
 use crate::error::Hint as _;
-use crate::workspace::Workspace;
 use crate::{note, ui};
 
 /// A host that cannot be reached is known within this time.
@@ -64,7 +63,7 @@ impl Download {
     }
 
     /// Receives the rest, reconnecting where the connection breaks, and puts the verified file at its destination.
-    pub fn finish(mut self, workspace: &Workspace, sha256: &str) -> anyhow::Result<()> {
+    pub fn finish(mut self, sha256: &str) -> anyhow::Result<()> {
         let name = self.destination.file_name().unwrap_or_default().to_owned();
         let mut fruitless = 0;
         while let Connection::Receiving { offset, total, body } = self.connection {
@@ -81,7 +80,7 @@ impl Download {
             self.connection = connect(&self.agent, &self.url, &self.part)
                 .hint("run the same task again: it goes on where this one stopped")?;
         }
-        let actual = file_hash::sha256(workspace, &self.part)?;
+        let actual = file_hash::compute(&self.part)?;
         if actual != sha256 {
             remove_any(&self.part)?;
             return Err(anyhow!("its sha256 is {actual}\nexpected is  {sha256}"))

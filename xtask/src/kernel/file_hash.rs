@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Context as _;
 use camino::Utf8Path;
-use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -31,8 +30,7 @@ struct Remembered {
 
 /// Lower-case hexadecimal sha256 of a file, from memory where the file has not changed.
 pub fn sha256(workspace: &Workspace, path: &Utf8Path) -> anyhow::Result<String> {
-    let mut file = File::open(path).with_context(|| format!("failed to open `{path}`"))?;
-    let metadata = file.metadata().with_context(|| format!("failed to read `{path}`"))?;
+    let metadata = path.metadata().with_context(|| format!("failed to read `{path}`"))?;
     let stamp = Stamp {
         device: metadata.dev(),
         inode: metadata.ino(),
@@ -49,24 +47,26 @@ pub fn sha256(workspace: &Workspace, path: &Utf8Path) -> anyhow::Result<String> 
         return Ok(remembered.sha256);
     }
 
-    let bar = ui::byte_bar(&format!("checking {}", path.file_name().unwrap_or_default()), Some(stamp.bytes));
-    let sha256 = hash(&mut file, &bar).with_context(|| format!("failed to read `{path}`"))?;
-    bar.finish_and_clear();
-    let remembered = Remembered { stamp, sha256 };
+    let remembered = Remembered { stamp, sha256: compute(path)? };
     write_whole(&memory, &serde_json::to_vec(&remembered)?)?;
     Ok(remembered.sha256)
 }
 
-fn hash(file: &mut File, bar: &ProgressBar) -> std::io::Result<String> {
+/// Lower-case hexadecimal sha256 of a file, read to its end.
+pub fn compute(path: &Utf8Path) -> anyhow::Result<String> {
+    let reading = || format!("failed to read `{path}`");
+    let file = File::open(path).with_context(reading)?;
+    let bytes = file.metadata().with_context(reading)?.len();
+    let bar = ui::byte_bar(&format!("checking {}", path.file_name().unwrap_or_default()), Some(bytes));
     let mut hasher = Sha256::new();
+    let mut reader = bar.wrap_read(file);
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex(&hasher.finalize())),
-            count => {
-                hasher.update(&buffer[..count]);
-                bar.inc(count as u64);
-            }
+        match reader.read(&mut buffer).with_context(reading)? {
+            0 => break,
+            count => hasher.update(&buffer[..count]),
         }
     }
+    bar.finish_and_clear();
+    Ok(hex(&hasher.finalize()))
 }

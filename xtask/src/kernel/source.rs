@@ -152,7 +152,7 @@ impl Upstream {
 
     fn finish(&self, workspace: &Workspace, download: Download) -> anyhow::Result<Source> {
         download
-            .finish(workspace, &self.sha256)
+            .finish(&self.sha256)
             .with_context(|| format!("failed to download kernel {}", self.version))
             .hint(format!(
                 "`kernel/sources.toml` names the sha256; {MIRROR_VARIABLE} names another mirror"
@@ -176,7 +176,8 @@ pub fn check(workspace: &Workspace, request: &KernelRequest) -> anyhow::Result<(
         (SourceChoice::Auto | SourceChoice::Upstream, version) => {
             Upstream::new(workspace, version.as_deref()).map(drop)
         }
-        _ => Ok(()),
+        (SourceChoice::Path(path), None) => decompression_option(path).map(drop),
+        (SourceChoice::Debian, _) => Ok(()),
     }
 }
 

@@ -1,0 +1,7 @@
+//! The command line as a user meets it: help pages, results, and bad input for each task.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod init;
+mod kernel;
