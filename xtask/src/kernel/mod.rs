@@ -53,7 +53,7 @@ pub struct KernelRequest {
 const BUILD_BYTES: u64 = 1 << 30;
 
 /// Steps of a compile that was never seen: the microvm config on 6.12.
-const USUAL_STEPS: u64 = 1500;
+const USUAL_STEPS: u64 = 1800;
 
 /// The kernel that answers the request, if it is there already.
 pub fn ready(workspace: &Workspace, request: &KernelRequest) -> anyhow::Result<Option<Kernel>> {
