@@ -44,7 +44,7 @@ struct Coded {
 
 impl<T, E: Into<Error>> Hint<T> for Result<T, E> {
     fn hint(self, step: impl fmt::Display) -> anyhow::Result<T> {
-        self.map_err(|error| Error::new(Hinted { source: error.into(), step: step.to_string() }))
+        self.map_err(|error| hinted(error.into(), step))
     }
 }
 
@@ -52,6 +52,11 @@ impl<T, E: Into<Error>> ExitWith<T> for Result<T, E> {
     fn exit_with(self, code: u8) -> anyhow::Result<T> {
         self.map_err(|error| Error::new(Coded { source: error.into(), code }))
     }
+}
+
+/// An error with one step to take.
+pub fn hinted(error: Error, step: impl fmt::Display) -> Error {
+    Error::new(Hinted { source: error, step: step.to_string() })
 }
 
 macro_rules! transparent {

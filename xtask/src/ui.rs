@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Prints one line of talk.
 #[macro_export]
@@ -27,12 +27,17 @@ fn is_watched() -> bool {
     std::io::stderr().is_terminal()
 }
 
+const BYTES: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+
 fn bar(length: Option<u64>, template: &str, what: &str) -> ProgressBar {
     if !is_watched() {
         say(what);
         return ProgressBar::with_draw_target(length, ProgressDrawTarget::hidden());
     }
-    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
+    styled(ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()), template, what)
+}
+
+fn styled(bar: ProgressBar, template: &str, what: &str) -> ProgressBar {
     // The templates are constants of this file; a wrong one would show as indicatif's default bar.
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
@@ -45,10 +50,39 @@ fn bar(length: Option<u64>, template: &str, what: &str) -> ProgressBar {
 /// A bar over a number of bytes. Where nobody watches, one line says that the work began.
 pub fn byte_bar(what: &str, bytes: Option<u64>) -> ProgressBar {
     let template = match bytes {
-        Some(_) => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        Some(_) => BYTES,
         None => "{spinner} {msg} {bytes} {bytes_per_sec}",
     };
     bar(bytes, template, what)
+}
+
+/// Several bars over bytes, below each other.
+#[derive(Debug)]
+pub struct ByteBars {
+    bars: Option<MultiProgress>,
+}
+
+/// Bars for work that is done side by side. Where nobody watches, one line says that the work began.
+pub fn byte_bars(what: &str) -> ByteBars {
+    if !is_watched() {
+        say(what);
+    }
+    ByteBars { bars: is_watched().then(MultiProgress::new) }
+}
+
+impl ByteBars {
+    /// One more bar.
+    pub fn add(&self, what: &str, bytes: u64) -> ProgressBar {
+        match &self.bars {
+            Some(bars) => styled(bars.add(ProgressBar::new(bytes)), BYTES, what),
+            None => ProgressBar::hidden(),
+        }
+    }
+
+    /// Its work is done.
+    pub fn remove(&self, bar: &ProgressBar) {
+        bar.finish_and_clear();
+    }
 }
 
 /// A bar over a number of steps. Where nobody watches, one line says that the work began.

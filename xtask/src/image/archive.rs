@@ -45,8 +45,7 @@ impl Image {
     /// Errors where the layers are not the config's: another number of them, or another digest.
     pub fn assemble(config: &[u8], blobs: Vec<Layer>, scratch: &Utf8Path) -> anyhow::Result<Image> {
         let digest = Some(format!("sha256:{}", hex(&Sha256::digest(config))));
-        let config: ImageConfig = document(config).context("failed to read the image's config")?;
-        config.check_platform()?;
+        let config = Image::check_config(config)?;
         let diff_ids = &config.rootfs.diff_ids;
         ensure!(
             diff_ids.len() == blobs.len(),
@@ -65,6 +64,13 @@ impl Image {
             layers.push(opened.layer);
         }
         Ok(Image { config, digest, layers, whiteouts: Whiteouts::Apply, unverified })
+    }
+
+    /// Reads an image's config. Errors where the image is not for this machine.
+    pub fn check_config(config: &[u8]) -> anyhow::Result<ImageConfig> {
+        let config: ImageConfig = document(config).context("failed to read the image's config")?;
+        config.check_platform()?;
+        Ok(config)
     }
 
     /// Checks the digests that are not checked yet, reading those layers whole. Gives the image's digest.

@@ -16,28 +16,27 @@ pub mod flatten;
 pub mod layer;
 pub mod nearest;
 pub mod oci;
+mod plan;
 pub mod reference;
+pub mod registry;
 pub mod source;
 pub mod store;
 pub mod tree;
-
-use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::artifact::{Lock, Staged, create_folder};
 use crate::error::{Hint as _, usage};
-use crate::host::tools::Purpose;
 use crate::tasks::Context;
 use crate::{disk, ui};
 
 pub use self::config::ImageConfig;
 pub use self::source::Source;
 
-use self::archive::{ArchiveKind, Image};
+use self::archive::Image;
 use self::builder::Builder;
-use self::dockerfile::BuildContext;
+use self::plan::Plan;
 use self::store::{CachedDisk, DiskRecord, Store};
 
 /// How the file system is made.
@@ -67,6 +66,8 @@ pub struct ImageRequest {
     pub mkfs: Mkfs,
     /// Look at the source again even where it seems not to have changed.
     pub refresh: bool,
+    /// Check registries' certificates, and speak HTTPS alone.
+    pub tls_verify: bool,
 }
 
 impl ImageRequest {
@@ -80,6 +81,7 @@ impl ImageRequest {
             builder: None,
             mkfs: Mkfs::default(),
             refresh: false,
+            tls_verify: true,
         }
     }
 }
@@ -146,124 +148,6 @@ fn boot_image(store: &Store<'_>, cached: CachedDisk, name: String) -> anyhow::Re
     Ok(BootImage { name, digest: cached.record.digest.clone(), disk: cached.disk(), config })
 }
 
-/// What will be read, and how one sees that it has changed.
-struct Plan {
-    identity: String,
-    input: Input,
-}
-
-enum Input {
-    Build(Builder, BuildContext),
-    File(Utf8PathBuf),
-    Folder(Utf8PathBuf),
-    Stdin,
-    Stored(Builder, String),
-}
-
-impl Plan {
-    fn new(context: &Context, request: &ImageRequest, init_binary: &Utf8Path) -> anyhow::Result<Plan> {
-        match &request.source {
-            Source::Dockerfile(path) => {
-                context.require(&[Purpose::Build])?;
-                let path = in_checkout(context, path);
-                let build = BuildContext::discover(&path, init_binary)?;
-                let builder = Builder::choose(request.builder)?;
-                let identity =
-                    format!("build\0{}\0{}\0{:?}", builder.program(), build.hash()?, request.build_args);
-                Ok(Plan { identity, input: Input::Build(builder, build) })
-            }
-            Source::DockerArchive(path, _) | Source::OciArchive(path, _) | Source::Rootfs(path) => {
-                let path = camino::absolute_utf8(path)?;
-                Ok(Plan { identity: stamp(&request.source, &path)?, input: Input::File(path) })
-            }
-            Source::Oci(path, _) => {
-                let path = camino::absolute_utf8(path)?;
-                Ok(Plan {
-                    identity: stamp(&request.source, &path.join("index.json"))?,
-                    input: Input::Folder(path),
-                })
-            }
-            Source::ContainersStorage(name) => {
-                let builder = Builder::choose(request.builder.or(Some(Builder::Podman)))?;
-                Ok(Plan { identity: String::new(), input: Input::Stored(builder, name.clone()) })
-            }
-            Source::DockerDaemon(name) => {
-                let builder = Builder::choose(Some(Builder::Docker))?;
-                Ok(Plan { identity: String::new(), input: Input::Stored(builder, name.clone()) })
-            }
-            Source::Stdin => Ok(Plan { identity: String::new(), input: Input::Stdin }),
-            Source::Registry(reference) => {
-                Err(anyhow::anyhow!("pulling `{reference}` from a registry is not supported yet"))
-            }
-        }
-    }
-
-    fn cached(&self, store: &Store<'_>, request: &ImageRequest) -> Option<CachedDisk> {
-        if request.refresh || self.identity.is_empty() {
-            return None;
-        }
-        let digest = store.remembered(&self.identity)?;
-        store.disk(&store.folder(&digest, request.size, way(request)))
-    }
-
-    fn open(
-        &self,
-        source: &Source,
-        scratch: &Utf8Path,
-        name: &str,
-        build_args: &[String],
-    ) -> anyhow::Result<Image> {
-        let work = || {
-            tempfile::tempdir_in(scratch).with_context(|| format!("failed to make a folder in `{scratch}`"))
-        };
-        // What the archive is called does not matter any more once it is open: its name goes with the folder.
-        let from_work = |fill: &dyn Fn(&Utf8Path) -> anyhow::Result<Utf8PathBuf>| {
-            let work = work()?;
-            let folder = Utf8Path::from_path(work.path()).context("the cache's path is not UTF-8")?;
-            let archive = fill(folder)?;
-            archive::open_archive(&archive, ArchiveKind::Docker, None, scratch)
-        };
-        match &self.input {
-            Input::Build(builder, build) => from_work(&|folder| {
-                builder::build(*builder, build, build_args, &format!("microvm-workbench/{name}"), folder)
-            }),
-            Input::Stored(builder, image) => from_work(&|folder| {
-                let archive = folder.join("image.tar");
-                builder::export(*builder, image, &archive)?;
-                Ok(archive)
-            }),
-            Input::File(path) => match source {
-                Source::DockerArchive(_, name) => {
-                    archive::open_archive(path, ArchiveKind::Docker, name.as_deref(), scratch)
-                }
-                Source::OciArchive(_, name) => {
-                    archive::open_archive(path, ArchiveKind::Oci, name.as_deref(), scratch)
-                }
-                _ => archive::open_rootfs(path, scratch),
-            },
-            Input::Folder(path) => {
-                let name = if let Source::Oci(_, name) = source { name.as_deref() } else { None };
-                oci::open_folder(path, name, scratch)
-            }
-            Input::Stdin => archive::open_stream(std::io::stdin().lock(), scratch),
-        }
-    }
-}
-
-/// A path as the user typed it, or below the checkout: tasks work from any folder.
-fn in_checkout(context: &Context, path: &Utf8Path) -> Utf8PathBuf {
-    let below = context.workspace.root().join(path);
-    if path.is_relative() && !path.exists() && below.exists() { below } else { path.to_owned() }
-}
-
-/// Changes whenever a file is written again.
-fn stamp(source: &Source, path: &Utf8Path) -> anyhow::Result<String> {
-    let metadata = std::fs::metadata(path).with_context(|| nearest::describe(path))?;
-    let (size, inode, device) = (metadata.size(), metadata.ino(), metadata.dev());
-    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
-    Ok(format!("file\0{source}\0{path}\0{size}\0{device}:{inode}\0{seconds}.{nanoseconds}"))
-}
-
 fn way(request: &ImageRequest) -> &'static str {
     match request.mkfs {
         Mkfs::Ext4 => "ext4",
@@ -274,7 +158,7 @@ fn way(request: &ImageRequest) -> &'static str {
 fn make(plan: &Plan, store: &Store<'_>, request: &ImageRequest, name: &str) -> anyhow::Result<CachedDisk> {
     let scratch = store.scratch();
     create_folder(&scratch)?;
-    let image = plan.open(&request.source, &scratch, name, &request.build_args)?;
+    let image = plan.open(store, request, name)?;
     if let Some(digest) = &image.digest
         && !request.refresh
         && let Some(cached) = store.disk(&store.folder(digest, request.size, way(request)))

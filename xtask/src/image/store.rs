@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::config::ImageConfig;
+use super::registry::Blobs;
 use crate::artifact::write_whole;
 use crate::workspace::{Workspace, hex};
 
@@ -77,6 +78,11 @@ impl<'a> Store<'a> {
     /// Where temporary files go: the same file system as the disks.
     pub fn scratch(&self) -> Utf8PathBuf {
         self.workspace.cache().join("scratch")
+    }
+
+    /// Layers that came from registries.
+    pub fn blobs(&self) -> Blobs {
+        Blobs::new(self.workspace.cache().join("blobs"))
     }
 
     /// The lock for making one artifact.

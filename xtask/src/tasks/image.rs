@@ -29,7 +29,7 @@ pub struct ImageArgs {
 }
 
 /// How an image is made into a disk; the same for every task that takes one.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ImageOptions {
     /// Call it this
     #[arg(long)]
@@ -54,6 +54,11 @@ pub struct ImageOptions {
     /// Look at the source again even where it seems unchanged
     #[arg(long)]
     pub pull: bool,
+
+    /// Check registries' certificates; `false` allows plain HTTP too
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true", require_equals = true)]
+    pub tls_verify: bool,
 }
 
 impl ImageOptions {
@@ -67,6 +72,7 @@ impl ImageOptions {
             builder: self.builder,
             mkfs: self.mkfs,
             refresh: self.pull,
+            tls_verify: self.tls_verify,
         }
     }
 }

@@ -1,0 +1,149 @@
+//! From a source to an opened image: what will be read, and how one sees without reading that it has not changed.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::Context as _;
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::archive::{self, ArchiveKind, Image};
+use super::builder::{self, Builder};
+use super::dockerfile::BuildContext;
+use super::reference::Reference;
+use super::store::{CachedDisk, Store};
+use super::{ImageRequest, Source, nearest, oci, registry, way};
+use crate::artifact::{Staged, create_folder};
+use crate::host::tools::Purpose;
+use crate::tasks::Context;
+
+/// What will be read, and how one sees that it has changed.
+pub(super) struct Plan {
+    /// Changes whenever the source does; empty where only reading it can tell.
+    pub(super) identity: String,
+    input: Input,
+}
+
+enum Input {
+    Build(Builder, BuildContext),
+    File(Utf8PathBuf),
+    Folder(Utf8PathBuf),
+    Stdin,
+    Stored(Builder, String),
+    Registry(Reference, registry::client::Options),
+}
+
+impl Plan {
+    pub(super) fn new(
+        context: &Context,
+        request: &ImageRequest,
+        init_binary: &Utf8Path,
+    ) -> anyhow::Result<Plan> {
+        match &request.source {
+            Source::Dockerfile(path) => {
+                context.require(&[Purpose::Build])?;
+                let path = in_checkout(context, path);
+                let build = BuildContext::discover(&path, init_binary)?;
+                let builder = Builder::choose(request.builder)?;
+                let identity =
+                    format!("build\0{}\0{}\0{:?}", builder.program(), build.hash()?, request.build_args);
+                Ok(Plan { identity, input: Input::Build(builder, build) })
+            }
+            Source::DockerArchive(path, _) | Source::OciArchive(path, _) | Source::Rootfs(path) => {
+                let path = camino::absolute_utf8(path)?;
+                Ok(Plan { identity: stamp(&request.source, &path)?, input: Input::File(path) })
+            }
+            Source::Oci(path, _) => {
+                let path = camino::absolute_utf8(path)?;
+                Ok(Plan {
+                    identity: stamp(&request.source, &path.join("index.json"))?,
+                    input: Input::Folder(path),
+                })
+            }
+            Source::ContainersStorage(name) => {
+                let builder = Builder::choose(request.builder.or(Some(Builder::Podman)))?;
+                Ok(Plan { identity: String::new(), input: Input::Stored(builder, name.clone()) })
+            }
+            Source::DockerDaemon(name) => {
+                let builder = Builder::choose(Some(Builder::Docker))?;
+                Ok(Plan { identity: String::new(), input: Input::Stored(builder, name.clone()) })
+            }
+            Source::Stdin => Ok(Plan { identity: String::new(), input: Input::Stdin }),
+            Source::Registry(reference) => {
+                let options =
+                    registry::client::Options { tls_verify: request.tls_verify, ..Default::default() };
+                Ok(Plan {
+                    identity: format!("registry\0{reference}"),
+                    input: Input::Registry(reference.clone(), options),
+                })
+            }
+        }
+    }
+
+    pub(super) fn cached(&self, store: &Store<'_>, request: &ImageRequest) -> Option<CachedDisk> {
+        if request.refresh || self.identity.is_empty() {
+            return None;
+        }
+        let digest = store.remembered(&self.identity)?;
+        store.disk(&store.folder(&digest, request.size, way(request)))
+    }
+
+    pub(super) fn open(
+        &self,
+        store: &Store<'_>,
+        request: &ImageRequest,
+        name: &str,
+    ) -> anyhow::Result<Image> {
+        let scratch = &store.scratch();
+        match &self.input {
+            Input::Build(builder, build) => {
+                let tag = format!("microvm-workbench/{name}").to_lowercase();
+                let work = work_folder(scratch)?;
+                let archive = builder::build(*builder, build, &request.build_args, &tag, work.path())?;
+                archive::open_archive(&archive, ArchiveKind::Docker, None, scratch)
+            }
+            Input::Stored(builder, image) => {
+                let work = work_folder(scratch)?;
+                let archive = work.path().join("image.tar");
+                builder::export(*builder, image, &archive)?;
+                archive::open_archive(&archive, ArchiveKind::Docker, None, scratch)
+            }
+            Input::Registry(reference, options) => {
+                registry::pull(reference, options.clone(), &store.blobs(), scratch)
+            }
+            Input::File(path) => match &request.source {
+                Source::DockerArchive(_, name) => {
+                    archive::open_archive(path, ArchiveKind::Docker, name.as_deref(), scratch)
+                }
+                Source::OciArchive(_, name) => {
+                    archive::open_archive(path, ArchiveKind::Oci, name.as_deref(), scratch)
+                }
+                _ => archive::open_rootfs(path, scratch),
+            },
+            Input::Folder(path) => {
+                let name = if let Source::Oci(_, name) = &request.source { name.as_deref() } else { None };
+                oci::open_folder(path, name, scratch)
+            }
+            Input::Stdin => archive::open_stream(std::io::stdin().lock(), scratch),
+        }
+    }
+}
+
+/// A folder that goes when it is dropped. What was opened in it stays readable: only its name goes.
+fn work_folder(scratch: &Utf8Path) -> anyhow::Result<Staged> {
+    let work = Staged::new(&scratch.join("build"))?;
+    create_folder(work.path())?;
+    Ok(work)
+}
+
+/// A path as the user typed it, or below the checkout: tasks work from any folder.
+fn in_checkout(context: &Context, path: &Utf8Path) -> Utf8PathBuf {
+    let below = context.workspace.root().join(path);
+    if path.is_relative() && !path.exists() && below.exists() { below } else { path.to_owned() }
+}
+
+/// Changes whenever a file is written again.
+fn stamp(source: &Source, path: &Utf8Path) -> anyhow::Result<String> {
+    let metadata = std::fs::metadata(path).with_context(|| nearest::describe(path))?;
+    let (size, inode, device) = (metadata.size(), metadata.ino(), metadata.dev());
+    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+    Ok(format!("file\0{source}\0{path}\0{size}\0{device}:{inode}\0{seconds}.{nanoseconds}"))
+}

@@ -1,0 +1,374 @@
+//! HTTP to one registry, for one repository: tokens, retries, and what a refusal means (OCI distribution spec).
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use serde::Deserialize;
+use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Body};
+
+use super::auth::{self, Challenge, Credentials};
+use crate::error::hinted;
+use crate::image::reference::{DEFAULT_REGISTRY, Reference};
+
+/// Answers are JSON of at most this many bytes, manifests included.
+const MAX_ANSWER: u64 = crate::image::archive::MAX_DOCUMENT;
+
+/// How to speak to registries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Check certificates; without it plain HTTP will do as well.
+    pub tls_verify: bool,
+    /// How often a request is tried before it has failed.
+    pub attempts: u32,
+    /// The wait after the first try that failed; it doubles each time.
+    pub first_wait: Duration,
+    /// How long a connection may be silent.
+    pub silence: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            tls_verify: true,
+            attempts: 5,
+            first_wait: Duration::from_millis(500),
+            silence: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A registry may ask for a longer wait than ours; longer than this is refused.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// One repository of one registry.
+#[derive(Debug)]
+pub struct Client {
+    agent: Agent,
+    reference: Reference,
+    credentials: Option<Credentials>,
+    options: Options,
+    session: Mutex<Session>,
+}
+
+#[derive(Debug, Clone)]
+struct Session {
+    /// `https://registry-1.docker.io`.
+    base: String,
+    /// Plain HTTP may be tried where TLS does not work.
+    may_fall_back: bool,
+    authorization: Option<String>,
+}
+
+/// Why a try failed, and whether another one may do better.
+enum Failure {
+    Final(anyhow::Error),
+    Passing(anyhow::Error, Option<Duration>),
+}
+
+impl Client {
+    /// Prepares to speak to an image's registry; nothing is sent yet.
+    pub fn new(reference: &Reference, options: Options) -> anyhow::Result<Client> {
+        let tls = TlsConfig::builder()
+            .root_certs(root_certificates(&reference.registry)?)
+            .disable_verification(!options.tls_verify)
+            .build();
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .tls_config(tls)
+            .user_agent(concat!("microvm-workbench/", env!("CARGO_PKG_VERSION")))
+            // A blob's digest is that of its bytes as they are.
+            .accept_encoding("identity")
+            .timeout_connect(Some(options.silence))
+            .timeout_recv_response(Some(options.silence))
+            .timeout_per_read(Some(options.silence))
+            .build()
+            .new_agent();
+        let host = match reference.registry.as_str() {
+            DEFAULT_REGISTRY => "registry-1.docker.io",
+            other => other,
+        };
+        // Docker's own exception for registries on this machine.
+        let may_fall_back = !options.tls_verify || is_loopback(host);
+        let session = Session { base: format!("https://{host}"), may_fall_back, authorization: None };
+        let credentials = auth::find(reference)?;
+        Ok(Client { agent, reference: reference.clone(), credentials, options, session: Mutex::new(session) })
+    }
+
+    /// The image that this client was made for.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// How often a download may be taken up again without progress.
+    pub fn attempts(&self) -> u32 {
+        self.options.attempts
+    }
+
+    /// Gets `/v2/REPOSITORY/…`, trying again where that may help. Errors where the answer is not a success.
+    pub fn get(&self, path: &str, headers: &[(&str, &str)], what: &str) -> anyhow::Result<Response<Body>> {
+        let mut attempt = 1;
+        loop {
+            let failure = match self.attempt(path, headers, what) {
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
+            };
+            match failure {
+                Failure::Final(error) => return Err(error),
+                Failure::Passing(error, _) if attempt >= self.options.attempts => {
+                    return Err(error.context(format!("gave up after {attempt} attempts")));
+                }
+                Failure::Passing(_, wait) => {
+                    self.wait(attempt, wait);
+                    attempt += 1;
+                }
+            }
+        }
+    }
+
+    /// Waits before another try.
+    pub fn wait(&self, attempt: u32, asked_for: Option<Duration>) {
+        let ours = self.options.first_wait * 2_u32.saturating_pow(attempt.saturating_sub(1).min(6));
+        std::thread::sleep(asked_for.unwrap_or(ours).min(LONGEST_WAIT));
+    }
+
+    fn session(&self) -> Session {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Session)) {
+        change(&mut self.session.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn attempt(&self, path: &str, headers: &[(&str, &str)], what: &str) -> Result<Response<Body>, Failure> {
+        let mut session = self.session();
+        let mut response = self.send(&session, path, headers)?;
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Some(authorization) = self.authorize(&response)?
+        {
+            // Also where a token has expired in the middle of a pull.
+            session.authorization = Some(authorization.clone());
+            response = self.send(&session, path, headers)?;
+            if response.status() != StatusCode::UNAUTHORIZED {
+                self.change(|session| session.authorization = Some(authorization));
+            }
+        }
+        if response.status().is_success() { Ok(response) } else { Err(self.refusal(response, what)) }
+    }
+
+    fn send(
+        &self,
+        session: &Session,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Response<Body>, Failure> {
+        let url = format!("{}/v2/{}/{path}", session.base, self.reference.repository);
+        let mut request = self.agent.get(&url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(authorization) = &session.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        match request.call() {
+            Ok(response) => {
+                // This scheme works: no falling back in the middle.
+                self.change(|session| session.may_fall_back = false);
+                Ok(response)
+            }
+            Err(_) if session.may_fall_back && session.base.starts_with("https:") => {
+                let base = session.base.replacen("https:", "http:", 1);
+                let plain = Session { base: base.clone(), may_fall_back: false, authorization: None };
+                let response = self.send(&plain, path, headers)?;
+                self.change(|session| session.base = base);
+                Ok(response)
+            }
+            Err(error) => Err(self.unreachable(error)),
+        }
+    }
+
+    fn unreachable(&self, error: ureq::Error) -> Failure {
+        let is_tls = matches!(error, ureq::Error::Rustls(_) | ureq::Error::Tls(_))
+            || matches!(&error, ureq::Error::Io(io) if io.to_string().contains("certificate"));
+        let is_hopeless = is_tls || matches!(error, ureq::Error::HostNotFound | ureq::Error::BadUri(_));
+        let error = anyhow::Error::new(error)
+            .context(format!("failed to reach the registry `{}`", self.reference.registry));
+        if is_tls {
+            return Failure::Final(hinted(
+                error,
+                "put the registry's certificate into `/etc/containers/certs.d/HOST/ca.crt`, or use `--tls-verify=false`",
+            ));
+        }
+        if is_hopeless { Failure::Final(error) } else { Failure::Passing(error, None) }
+    }
+
+    /// What to show the registry after it asked; `None` where it cannot be had.
+    fn authorize(&self, refused: &Response<Body>) -> Result<Option<String>, Failure> {
+        let challenges = refused.headers().get_all(header::WWW_AUTHENTICATE).iter();
+        let mut challenges = challenges.filter_map(|value| Challenge::parse(value.to_str().ok()?));
+        match challenges.next() {
+            Some(Challenge::Basic) => Ok(self.credentials.as_ref().and_then(Credentials::basic_header)),
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                self.token(&realm, service.as_deref(), scope.as_deref()).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Asks the token server (distribution's token and OAuth2 specifications).
+    fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<String, Failure> {
+        #[derive(Deserialize)]
+        struct Token {
+            token: Option<String>,
+            access_token: Option<String>,
+        }
+        let pull = format!("repository:{}:pull", self.reference.repository);
+        let scope = scope.unwrap_or(&pull);
+        let response = match &self.credentials {
+            Some(Credentials::Identity(token)) => self.agent.post(realm).send_form([
+                ("grant_type", "refresh_token"),
+                ("service", service.unwrap_or_default()),
+                ("client_id", "microvm-workbench"),
+                ("scope", scope),
+                ("refresh_token", token),
+            ]),
+            other => {
+                let mut request = self.agent.get(realm).query("scope", scope);
+                if let Some(service) = service {
+                    request = request.query("service", service);
+                }
+                if let Some(basic) = other.as_ref().and_then(Credentials::basic_header) {
+                    request = request.header(header::AUTHORIZATION, basic);
+                }
+                request.call()
+            }
+        };
+        let mut response = response.map_err(|error| {
+            Failure::Passing(
+                anyhow::Error::new(error).context(format!("failed to reach `{realm}` for a token")),
+                None,
+            )
+        })?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response, "a token"));
+        }
+        let mut read = || -> anyhow::Result<String> {
+            let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string()?;
+            let token: Token = serde_json::from_str(&text)?;
+            Ok(format!("Bearer {}", token.token.or(token.access_token).context("it has no token in it")?))
+        };
+        read().with_context(|| format!("failed to read the answer of `{realm}`")).map_err(Failure::Final)
+    }
+
+    /// Puts a refusal into words: what was asked for, what the registry said, what can be done.
+    fn refusal(&self, mut response: Response<Body>, what: &str) -> Failure {
+        let status = response.status();
+        let wait =
+            response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let said = response.body_mut().with_config().limit(64 * 1024).read_to_string().unwrap_or_default();
+        let said = error_message(&said).map(|message| format!(": {message}")).unwrap_or_default();
+        let Reference { registry, .. } = &self.reference;
+        let login = match &self.credentials {
+            None => format!("log in with `podman login {registry}` or `docker login {registry}`"),
+            Some(_) => format!("the saved login for `{registry}` may be wrong: log in again"),
+        };
+        let number = status.as_u16();
+        let error = anyhow!("the registry `{registry}` answers {number}{said} for {what}");
+        match number {
+            401 => Failure::Final(hinted(error, login)),
+            403 => Failure::Final(hinted(error, format!("the image may be private: {login}"))),
+            404 => {
+                let step = format!("see that `{}` is right; it may also be private", self.reference);
+                Failure::Final(hinted(error, step))
+            }
+            429 => Failure::Passing(hinted(error, login), wait.map(Duration::from_secs)),
+            408 | 500..=599 => Failure::Passing(error, wait.map(Duration::from_secs)),
+            _ => Failure::Final(error),
+        }
+    }
+}
+
+/// The first message of `{"errors":[{"code":…,"message":…}]}`, or a short answer as it is.
+fn error_message(body: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    struct Entry {
+        code: Option<String>,
+        message: Option<String>,
+    }
+    match serde_json::from_str::<Errors>(body) {
+        Ok(Errors { errors }) => errors.into_iter().find_map(|entry| entry.message.or(entry.code)),
+        Err(_) => {
+            let line = body.trim();
+            let is_plain = !line.is_empty() && line.len() < 200 && !line.contains(['<', '\n', '{']);
+            is_plain.then(|| line.to_owned())
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What this system trusts (Debian's and Fedora's places), and what was added for this registry (docker's and podman's).
+fn root_certificates(registry: &str) -> anyhow::Result<RootCerts> {
+    const SYSTEM: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+    let mut pem = Vec::new();
+    if let Some(system) = SYSTEM.iter().find_map(|path| std::fs::read(path).ok()) {
+        pem.extend(system);
+    }
+    let home = std::env::var("HOME").unwrap_or_default();
+    let folders = [
+        format!("/etc/docker/certs.d/{registry}"),
+        format!("/etc/containers/certs.d/{registry}"),
+        format!("{home}/.config/containers/certs.d/{registry}"),
+    ];
+    for folder in folders {
+        for file in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if file.path().extension().is_some_and(|extension| extension == "crt") {
+                let path = file.path();
+                pem.push(b'\n');
+                pem.extend(
+                    std::fs::read(&path).with_context(|| format!("failed to read `{}`", path.display()))?,
+                );
+            }
+        }
+    }
+    let certificates: Vec<Certificate<'static>> = ureq::tls::parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(certificate),
+            // A bundle may hold what this TLS does not know; the rest still counts.
+            _ => None,
+        })
+        .collect();
+    Ok(if certificates.is_empty() { RootCerts::WebPki } else { certificates.into_iter().into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_on_this_machine_is_known() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "127.8.8.8"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["registry-1.docker.io", "10.0.0.1:5000", "localhost.example.org"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_a_registry_says_is_found() {
+        let json = r#"{"errors":[{"code":"DENIED","message":"requested access is denied","detail":[]}]}"#;
+        assert_eq!(error_message(json).as_deref(), Some("requested access is denied"));
+        assert_eq!(error_message("slow down\n").as_deref(), Some("slow down"));
+        assert_eq!(error_message("<html>"), None);
+    }
+}
