@@ -16,7 +16,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 pub use remote::{Candidate, SshOptions, Target, candidates_below};
 
-use crate::artifact::{Lock, Staged, remove_any};
+use crate::artifact::{Lock, Staged, remove_any, require_space};
 use crate::artifacts::{DISK, IMAGE_CONFIG, INIT, KERNEL};
 use crate::error::Hint as _;
 use crate::host::process::dies_with_us;
@@ -174,9 +174,8 @@ impl<'a> Landing<'a> {
             if is_new { Staged::new(destination)? } else { Staged::new(&destination.join("collect"))? };
         let folder = staged.path();
         fs::create_dir(folder).with_context(|| format!("failed to create the folder `{folder}`"))?;
-        let space = rustix::fs::statvfs(folder.as_std_path())
-            .with_context(|| format!("failed to see how much space is left in `{destination}`"))?;
-        check_space(size, space.f_bavail.saturating_mul(space.f_frsize), destination)?;
+        require_space(folder, size, "the set")
+            .hint("nothing was changed here; free some space, or name another folder with `--dest`")?;
         Ok(Landing { staged, destination, is_new })
     }
 
@@ -207,15 +206,6 @@ impl<'a> Landing<'a> {
     }
 }
 
-fn check_space(needed: u64, available: u64, destination: &Utf8Path) -> anyhow::Result<()> {
-    if needed <= available {
-        return Ok(());
-    }
-    let [needed, available] = [needed, available].map(ui::human_bytes);
-    Err(anyhow!("the set takes {needed}, and {available} are left in `{destination}`"))
-        .hint("free some space, or name another folder with `--dest`")
-}
-
 /// Where a set is looked for when no folder is named: a checkout of this workbench in the home folder or at the same
 /// place as here, then the recipe's `~/work`.
 pub fn usual_candidates(checkout: &Utf8Path) -> Vec<Candidate> {
@@ -229,13 +219,6 @@ pub fn usual_candidates(checkout: &Utf8Path) -> Vec<Candidate> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_does_not_fit_is_refused_with_both_sizes() {
-        assert!(check_space(10, 10, Utf8Path::new("d")).is_ok());
-        let error = check_space(3 << 20, 1 << 20, Utf8Path::new("d")).unwrap_err().to_string();
-        assert_eq!(error, "the set takes 3.00 MiB, and 1.00 MiB are left in `d`");
-    }
 
     #[test]
     fn the_usual_places_are_the_checkouts_and_then_the_recipes() {

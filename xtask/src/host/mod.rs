@@ -1,6 +1,7 @@
 //! What this host offers: [tools](tools), [packages](setup), an [accelerator], and how [programs](process) are run.
 
 pub mod accelerator;
+pub mod doctor;
 pub mod ports;
 pub mod process;
 pub mod setup;

@@ -10,6 +10,10 @@ use super::tools::{self, Purpose, Tool};
 use crate::error::Hint as _;
 use crate::{note, ui};
 
+/// Asks nothing, and waits for another program that installs (seconds).
+const APT_GET: &[&str] =
+    &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"];
+
 /// Whether packages may be installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Consent {
@@ -36,7 +40,7 @@ pub fn install(missing: &[Tool], consent: Consent) -> anyhow::Result<()> {
             .hint("this distribution has no apt-get: install them with its own package manager");
     }
     install_packages(&packages.into_iter().collect::<Vec<_>>(), &names, consent)?;
-    match missing.iter().find(|tool| tool.locate().is_none()) {
+    match missing.iter().find(|tool| tool.is_missing()) {
         Some(tool) => {
             bail!("`{}` is still missing after the package {} was installed", tool.name(), tool.package)
         }
@@ -59,21 +63,35 @@ pub fn install_packages(packages: &[&str], reason: &str, consent: Consent) -> an
     note!("installing {}", packages.join(" "));
     // apt's talk belongs on standard error, with ours.
     let apt_get = |arguments: &[&str]| {
-        let words =
-            sudo.iter().chain(&["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]).chain(arguments);
+        let words = sudo.iter().chain(APT_GET).chain(arguments);
         let words: Vec<&str> = words.copied().collect();
         duct::cmd(words[0], &words[1..]).stdin_null().stdout_to_stderr().run()
     };
-    // Package lists may be old or absent on a fresh machine; where they cannot be renewed, what is known may do.
-    if let Err(error) = apt_get(&["update"]) {
-        note!("apt-get update failed ({error}); going on with the package lists that are there");
+    // A fresh machine may have no package lists.
+    let mut is_updated = false;
+    if packages.iter().any(|package| offered_version(package).is_none()) {
+        update(&apt_get);
+        is_updated = true;
     }
     let install: Vec<&str> =
         ["install", "-y", "--no-install-recommends"].iter().chain(packages).copied().collect();
-    apt_get(&install)
+    let mut result = apt_get(&install);
+    if result.is_err() && !is_updated {
+        // Old lists name files that the mirror no longer has.
+        update(&apt_get);
+        result = apt_get(&install);
+    }
+    result
         .with_context(|| format!("failed to install {}", packages.join(" ")))
         .hint(format!("run `{command}` by hand"))?;
     Ok(())
+}
+
+/// Where the package lists cannot be renewed, those that are there may do.
+fn update(apt_get: &impl Fn(&[&str]) -> std::io::Result<std::process::Output>) {
+    if let Err(error) = apt_get(&["update"]) {
+        note!("apt-get update failed ({error}); going on with the package lists that are there");
+    }
 }
 
 /// The command a user would type.

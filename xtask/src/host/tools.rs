@@ -11,6 +11,8 @@ pub enum Probe {
     AnyProgram(&'static [&'static str]),
     /// Any one of these files: headers, libraries.
     AnyFile(&'static [&'static str]),
+    /// A program that podman and buildah need where they are not run by root. Docker's daemon does without.
+    RootlessPodman(&'static str),
 }
 
 /// What a tool is for. Tasks ask for a purpose and get its tools.
@@ -32,6 +34,28 @@ pub enum Purpose {
     Guestfs,
     /// Run every test.
     Test,
+}
+
+impl Purpose {
+    /// All of them, in the order of a first run.
+    pub const ALL: [Purpose; 8] = [Kernel, Init, Build, Image, Boot, Collect, Guestfs, Test];
+
+    /// What `boot` does on a machine that has nothing yet.
+    pub const FIRST_BOOT: [Purpose; 5] = [Kernel, Init, Build, Image, Boot];
+
+    /// The task, or the part of one, that needs the tools.
+    pub fn task(self) -> &'static str {
+        match self {
+            Kernel => "kernel",
+            Init => "init",
+            Build => "image DOCKERFILE",
+            Image => "image",
+            Boot => "boot",
+            Collect => "collect",
+            Guestfs => "image --mkfs virt-make-fs",
+            Test => "test",
+        }
+    }
 }
 
 /// One thing that must be on the host.
@@ -77,21 +101,29 @@ pub const TOOLS: &[Tool] = &[
     program("qemu-system-x86_64", "qemu-system-x86", &[Boot]),
     program("qemu-img", "qemu-utils", &[Image, Boot]),
     tool(Probe::AnyProgram(&["podman", "buildah", "docker"]), "podman", &[Build]),
-    // What the default image is made of.
-    program("busybox", "busybox-static", &[Build]),
+    tool(Probe::RootlessPodman("newuidmap"), "uidmap", &[Build]),
+    // a RUN's network: the one is podman 4's, the other podman 5's
+    tool(Probe::RootlessPodman("slirp4netns"), "slirp4netns", &[Build]),
+    tool(Probe::RootlessPodman("pasta"), "passt", &[Build]),
+    // what the default image is made of, and for the tests a far machine that has nothing else
+    program("busybox", "busybox-static", &[Build, Test]),
     program("ssh", "openssh-client", &[Collect]),
     program("virt-make-fs", "guestfs-tools", &[Guestfs]),
     program("mmdebstrap", "mmdebstrap", &[Test]),
     program("sshd", "openssh-server", &[Test]),
     program("ssh-keygen", "openssh-client", &[Test]),
-    // stands for a far machine that has nothing else
-    program("busybox", "busybox-static", &[Test]),
     program("curl", "curl", &[Test]),
     program("e2fsck", "e2fsprogs", &[Test]),
 ];
 
 /// A user's PATH on Debian lacks these, and some tools live there (mke2fs, sshd).
 const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+
+/// True if Dockerfiles are built by podman or buildah as a plain user.
+fn builds_rootless() -> bool {
+    let has_daemonless = find("podman").or_else(|| find("buildah")).is_some();
+    !rustix::process::geteuid().is_root() && (has_daemonless || find("docker").is_none())
+}
 
 /// Where a program is, or `None`.
 pub fn find(name: &str) -> Option<Utf8PathBuf> {
@@ -108,16 +140,22 @@ impl Tool {
             Probe::Program(name) => find(name),
             Probe::AnyProgram(names) => names.iter().find_map(|name| find(name)),
             Probe::AnyFile(paths) => paths.iter().map(Utf8PathBuf::from).find(|path| path.exists()),
+            Probe::RootlessPodman(name) => find(name),
         }
     }
 
     /// The tool's name in a sentence.
     pub fn name(&self) -> String {
         match self.probe {
-            Probe::Program(name) => name.to_owned(),
+            Probe::Program(name) | Probe::RootlessPodman(name) => name.to_owned(),
             Probe::AnyProgram(names) => names.join(" or "),
             Probe::AnyFile(paths) => paths[0].to_owned(),
         }
+    }
+
+    /// True if work that needs the tool cannot be done on this host.
+    pub fn is_missing(&self) -> bool {
+        self.locate().is_none() && (!matches!(self.probe, Probe::RootlessPodman(_)) || builds_rootless())
     }
 
     /// True if some of this work needs the tool.
@@ -128,7 +166,7 @@ impl Tool {
 
 /// The tools for some work that are not on this host.
 pub fn missing(purposes: &[Purpose]) -> Vec<Tool> {
-    TOOLS.iter().filter(|tool| tool.serves(purposes) && tool.locate().is_none()).copied().collect()
+    TOOLS.iter().filter(|tool| tool.serves(purposes) && tool.is_missing()).copied().collect()
 }
 
 #[cfg(test)]

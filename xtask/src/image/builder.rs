@@ -65,7 +65,7 @@ fn ensure_found(is_found: bool, program: &str) -> anyhow::Result<()> {
 
 /// The kernel mounts cgroup v1 with an empty v2 beside it: containers' runtimes refuse that (`hybrid` in systemd's
 /// words), and RUN has to do with a plain `chroot`.
-fn has_hybrid_cgroups() -> bool {
+pub fn has_hybrid_cgroups() -> bool {
     // linux/magic.h
     const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
     let is_cgroup2 =

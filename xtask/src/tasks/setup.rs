@@ -16,14 +16,8 @@ pub struct SetupArgs {
 impl SetupArgs {
     /// Runs the task.
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
-        let mut purposes = vec![
-            Purpose::Kernel,
-            Purpose::Init,
-            Purpose::Build,
-            Purpose::Image,
-            Purpose::Boot,
-            Purpose::Collect,
-        ];
+        let mut purposes = Purpose::FIRST_BOOT.to_vec();
+        purposes.push(Purpose::Collect);
         if self.tests {
             purposes.push(Purpose::Test);
         }
