@@ -4,9 +4,12 @@
 //! command names, the working directory. It ends by becoming the program, or by reporting a [`Failure`].
 
 use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,14 +17,14 @@ use std::process::ExitCode;
 use init::boot_config::Command;
 use init::protocol::{Failure, Program};
 use rustix::fs::{FileType, fchown, fstat};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit, ioctl_tiocsctty, setrlimit, setsid};
 use rustix::termios::isatty;
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
 use crate::program::{AGENT_FAILED, CANNOT_RUN, NOT_FOUND, exec_failure, failure, find, first_runnable};
 use crate::user::{self, Identity};
-use crate::{environment, process::Task};
+use crate::{archive, environment, process::Task};
 
 /// Open files that a process may have before it asks for more: docker's present default, soft and hard.
 const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
@@ -38,15 +41,23 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     let (Some(spec), Some(status)) = (inherited(spec), inherited(status)) else {
         return ExitCode::from(AGENT_FAILED);
     };
-    let mut status = File::from(status);
-    match run(File::from(spec), &status) {
-        Ok(code) => code,
-        Err(failure) => {
-            // PID 1 reads it; if it is gone, so is everything.
-            let _ = status.write_all(&serde_json::to_vec(&failure).unwrap_or_default());
-            ExitCode::from(failure.code)
+    let become_program = match prepare(File::from(spec)) {
+        Ok(Task { program: Program::Command(command), terminal }) => become_command(command, terminal),
+        Ok(Task { program: Program::Shell(command), terminal }) => become_shell(command, terminal),
+        Ok(Task { program: Program::TarOut { path, follow }, .. }) => {
+            drop(status);
+            return write_archive(Path::new(OsStr::from_bytes(&path)), follow);
         }
-    }
+        Ok(Task { program: Program::TarIn { path, keep_owners }, .. }) => {
+            drop(status);
+            return read_archive(Path::new(OsStr::from_bytes(&path)), keep_owners);
+        }
+        Err(failure) => Err(failure),
+    };
+    let Err(failure) = become_program;
+    // PID 1 reads it; if it is gone, so is everything.
+    let _ = File::from(status).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
+    ExitCode::from(failure.code)
 }
 
 #[expect(unsafe_code, reason = "an inherited file descriptor is known by its number only")]
@@ -58,12 +69,12 @@ fn inherited(number: &str) -> Option<OwnedFd> {
     Some(fd)
 }
 
-fn run(mut spec: File, status: &File) -> Result<ExitCode, Failure> {
-    let agent_failed = |what: &str, e: &dyn std::fmt::Display| failure(AGENT_FAILED, format!("{what}: {e}"));
+/// Reads the task, and makes the session that it runs in.
+fn prepare(mut spec: File) -> Result<Task, Failure> {
+    let agent_failed = |what: &str, e: &dyn Display| failure(AGENT_FAILED, format!("{what}: {e}"));
     let mut json = Vec::new();
-    spec.rewind()
-        .and_then(|()| spec.read_to_end(&mut json))
-        .map_err(|e| agent_failed("cannot read the task", &e))?;
+    let read = spec.rewind().and_then(|()| spec.read_to_end(&mut json));
+    read.map_err(|e| agent_failed("cannot read the task", &e))?;
     let task: Task = serde_json::from_slice(&json).map_err(|e| agent_failed("cannot read the task", &e))?;
 
     setsid().map_err(|e| agent_failed("cannot make a session", &e))?;
@@ -71,16 +82,41 @@ fn run(mut spec: File, status: &File) -> Result<ExitCode, Failure> {
         ioctl_tiocsctty(io::stdin()).map_err(|e| agent_failed("cannot take the terminal", &e))?;
     }
     setrlimit(Resource::Nofile, OPEN_FILES).map_err(|e| agent_failed("cannot limit open files", &e))?;
+    Ok(task)
+}
 
-    let _ = status;
-    let never: Infallible = match task.program {
-        Program::Command(command) => become_command(command, task.terminal)?,
-        Program::Shell(command) => become_shell(command, task.terminal)?,
-        Program::TarOut { .. } | Program::TarIn { .. } => {
-            return Err(failure(AGENT_FAILED, "archives are not served"));
-        }
+fn write_archive(path: &Path, follow: bool) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    let mut complain = |complaint: String| {
+        code = ExitCode::FAILURE;
+        let _ = writeln!(io::stderr(), "{complaint}");
     };
-    match never {}
+    // Standard output itself, past the line buffer of the library's.
+    let written = io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(Into::into)
+        .and_then(|stdout| archive::out::write_tree(File::from(stdout), path, follow, &mut complain));
+    match written {
+        Ok(()) => code,
+        Err(e) => archive_failed(&e),
+    }
+}
+
+fn read_archive(path: &Path, keep_owners: bool) -> ExitCode {
+    match archive::extract::extract(io::stdin().lock(), path, keep_owners) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => archive_failed(&e),
+    }
+}
+
+/// Says why on standard error. The host tells a path that is not there by its code.
+fn archive_failed(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(io::stderr(), "{error:#}");
+    let missing =
+        error.root_cause().downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::NotFound)
+            || error.root_cause().downcast_ref() == Some(&Errno::NOENT);
+    if missing { ExitCode::from(NOT_FOUND) } else { ExitCode::FAILURE }
 }
 
 fn become_command(command: Command, terminal: bool) -> Result<Infallible, Failure> {

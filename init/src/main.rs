@@ -5,6 +5,7 @@
 //! and stops the machine too; it never panics.
 
 mod agent;
+mod archive;
 mod channel;
 mod child;
 mod environment;
@@ -120,10 +121,13 @@ fn look_around(boot: &mut Boot) -> Result<()> {
 }
 
 fn set_up_kernel(boot: &mut Boot) -> Result<()> {
-    // PID 1 holds the streams of every command that runs; its children get their own limit.
-    let open_files = Rlimit { current: Some(524_288), maximum: Some(524_288) };
-    if let Err(e) = setrlimit(Resource::Nofile, open_files) {
-        log::say(format_args!("cannot raise the limit of open files: {e}"));
+    // PID 1 holds the streams of every command that runs; its children get their own limit of files. Processes
+    // are limited by memory alone, as in a container.
+    let limits = [(Resource::Nofile, Some(524_288)), (Resource::Nproc, None)];
+    for (resource, limit) in limits {
+        if let Err(e) = setrlimit(resource, Rlimit { current: limit, maximum: limit }) {
+            log::say(format_args!("cannot raise the limit {resource:?}: {e}"));
+        }
     }
     let hostname = &boot.config.hostname;
     if let Err(e) = rustix::system::sethostname(hostname.as_bytes()) {

@@ -21,8 +21,8 @@ use crate::log;
 /// Where the root file system is mounted before PID 1 moves into it.
 const NEW_ROOT: &str = "/new-root";
 
-/// How long a root device may take to appear. Virtio disks are there before PID 1 is.
-const ROOT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a device may take to appear. Virtio disks are there before PID 1 is.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One row of the table of standard mounts.
 struct Standard {
@@ -109,14 +109,18 @@ pub(crate) fn enter_root(root: &Root) -> Result<()> {
     rustix::process::chdir("/").context("cannot enter the root file system")
 }
 
-fn wait_for_device(device: &str) -> Result<()> {
-    let deadline = Instant::now() + ROOT_PATIENCE;
+/// Waits until a block device is there.
+///
+/// # Errors
+/// It does not appear in time; the devices that the machine has are named.
+pub(crate) fn wait_for_device(device: &str) -> Result<()> {
+    let deadline = Instant::now() + DEVICE_PATIENCE;
     while !fs::metadata(device).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
         if Instant::now() >= deadline {
-            let disks = block_devices().join(" ");
+            let disks = disks().join(" ");
             bail!(
-                "root device `{device}` did not appear within {} s; the machine has {}",
-                ROOT_PATIENCE.as_secs(),
+                "device `{device}` did not appear within {} s; the machine has {}",
+                DEVICE_PATIENCE.as_secs(),
                 if disks.is_empty() { "no disk" } else { &disks }
             );
         }
@@ -125,14 +129,14 @@ fn wait_for_device(device: &str) -> Result<()> {
     Ok(())
 }
 
-fn block_devices() -> Vec<String> {
-    let entries = fs::read_dir("/dev").into_iter().flatten().flatten();
-    let is_block =
-        |entry: &fs::DirEntry| entry.file_type().is_ok_and(|file_type| file_type.is_block_device());
-    let mut paths: Vec<String> =
-        entries.filter(is_block).map(|entry| entry.path().to_string_lossy().into_owned()).collect();
-    paths.sort();
-    paths
+/// The disks in `/dev`. Loop devices are always there, and hold nothing yet.
+fn disks() -> Vec<String> {
+    let is_block = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_block_device());
+    let blocks = fs::read_dir("/dev").into_iter().flatten().flatten().filter(is_block);
+    let paths = blocks.map(|entry| entry.path().to_string_lossy().into_owned());
+    let mut disks: Vec<String> = paths.filter(|path| !path.starts_with("/dev/loop")).collect();
+    disks.sort();
+    disks
 }
 
 /// Makes the standard mounts. Those that fail are named, and only essential ones end the boot.

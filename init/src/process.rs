@@ -84,6 +84,8 @@ pub(crate) fn start(program: &Program, streams: Streams) -> Result<Process> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("init").arg(CHILD_ARGUMENT).env_clear();
     command.arg(spec.as_raw_fd().to_string()).arg(status_of_child.as_raw_fd().to_string());
+    // It is this group's already. Asking keeps the library from `posix_spawn`, which leaves two signals ignored.
+    command.gid(0);
     let ends = attach(&mut command, streams)?;
     let child = command.spawn().context("cannot start a process")?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id of 0")?;

@@ -1,5 +1,7 @@
 //! Signals to sessions: hanging up on the ones nobody listens to, and ending everything at the end.
 
+use std::collections::HashMap;
+use std::iter;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitStatus, kill_process, kill_process_group};
@@ -10,24 +12,33 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(300);
 /// Looks after which a session is left to itself: its processes hang in the kernel.
 const SWEEPS: u32 = 20;
 
-/// A session that is to end.
+/// Sessions that are to end.
 #[derive(Debug)]
 pub(crate) struct Sweep {
-    session: Pid,
-    /// When to look at it next.
+    sessions: Vec<Pid>,
+    /// When to look at them next.
     pub(crate) due: Instant,
     left: u32,
 }
 
-/// Tells the processes of a session that their user is gone, as a closed terminal does.
-pub(crate) fn hang_up(session: Pid, now: Instant) -> Sweep {
-    // Its leader's group; none yet while the child is on its way to its program.
-    if kill_process_group(session, Signal::HUP).is_err() {
-        let _ = kill_process(session, Signal::HUP);
+/// Tells the processes that descend from `leaders` that their user is gone, as a closed terminal does.
+pub(crate) fn hang_up(leaders: &[Pid], now: Instant) -> Sweep {
+    let processes = processes();
+    let mut sessions = leaders.to_vec();
+    // Of descendants in sessions of their own, too, unless they left their parents behind as daemons do.
+    sessions.extend(descendants(leaders, &processes).map(|process| process.session));
+    for leader in leaders {
+        // A child on its way to its program has no session yet.
+        let _ = kill_process(*leader, Signal::HUP);
     }
-    // A stopped process acts on no signal but this.
-    let _ = kill_process_group(session, Signal::CONT);
-    Sweep { session, due: now + SWEEP_INTERVAL, left: SWEEPS }
+    sessions.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
+    sessions.dedup();
+    for process in processes.iter().filter(|process| sessions.contains(&process.session)) {
+        let _ = kill_process(process.id, Signal::HUP);
+        // A stopped process acts on no signal but this.
+        let _ = kill_process(process.id, Signal::CONT);
+    }
+    Sweep { sessions, due: now + SWEEP_INTERVAL, left: SWEEPS }
 }
 
 /// Kills what is left of the sessions that are due; yields those to look at again.
@@ -36,44 +47,69 @@ pub(crate) fn sweep(sweeps: Vec<Sweep>, now: Instant) -> Vec<Sweep> {
         return sweeps;
     }
     let processes = processes();
-    let still_there = |mut sweep: Sweep| {
+    let look = |mut sweep: Sweep| {
         if sweep.due > now {
             return Some(sweep);
         }
-        let mut members = processes.iter().filter(|(_, session)| *session == sweep.session).peekable();
-        members.peek()?;
-        members.for_each(|(pid, _)| {
-            let _ = kill_process(*pid, Signal::KILL);
-        });
+        let members: Vec<Pid> = processes
+            .iter()
+            .filter(|process| sweep.sessions.contains(&process.session))
+            .map(|process| process.id)
+            .collect();
+        for member in &members {
+            let _ = kill_process(*member, Signal::KILL);
+        }
         sweep.left -= 1;
         sweep.due = now + SWEEP_INTERVAL;
-        (sweep.left > 0).then_some(sweep)
+        (!members.is_empty() && sweep.left > 0).then_some(sweep)
     };
-    sweeps.into_iter().filter_map(still_there).collect()
+    sweeps.into_iter().filter_map(look).collect()
 }
 
-/// Every process with its session, as far as `/proc` tells.
-fn processes() -> Vec<(Pid, Pid)> {
+/// A living process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    id: Pid,
+    parent: Option<Pid>,
+    session: Pid,
+}
+
+/// The processes that are one of `ancestors` or descend from one.
+fn descendants<'a>(ancestors: &'a [Pid], processes: &'a [Process]) -> impl Iterator<Item = &'a Process> {
+    let parents: HashMap<Pid, Pid> =
+        processes.iter().filter_map(|process| Some((process.id, process.parent?))).collect();
+    processes.iter().filter(move |process| {
+        let mut line = iter::successors(Some(process.id), |id| parents.get(id).copied());
+        // The table is no snapshot: a number that was given anew could close a circle.
+        line.by_ref().take(processes.len()).any(|id| ancestors.contains(&id))
+    })
+}
+
+/// Every living process that has a session, as far as `/proc` tells.
+fn processes() -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let pid = |number: i32| Pid::from_raw(number);
     let of_entry = |name: &str| {
-        let number = name.parse().ok().and_then(pid)?;
-        let stat = std::fs::read(format!("/proc/{name}/stat")).ok()?;
-        Some((number, pid(session_of(&stat)?)?))
+        let id = Pid::from_raw(name.parse().ok()?)?;
+        parse_stat(id, &std::fs::read(format!("/proc/{name}/stat")).ok()?)
     };
     entries.flatten().filter_map(|entry| of_entry(entry.file_name().to_str()?)).collect()
 }
 
-/// The session of a living process in `/proc/PID/stat` (proc(5)): the sixth field, where the second is a name in
-/// parentheses that may hold anything.
-fn session_of(stat: &[u8]) -> Option<i32> {
+/// Reads `/proc/PID/stat` (proc(5)): the second field is a name in parentheses that may hold anything, then follow
+/// state, parent, group and session.
+fn parse_stat(id: Pid, stat: &[u8]) -> Option<Process> {
     let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let mut fields = std::str::from_utf8(&stat[after_name..]).ok()?.split_ascii_whitespace();
-    let state = fields.next()?;
+    let fields: Vec<&str> =
+        std::str::from_utf8(&stat[after_name..]).ok()?.split_ascii_whitespace().take(4).collect();
+    let [state, parent, _group, session] = fields[..] else { return None };
     if state == "Z" {
         return None;
     }
-    fields.nth(2)?.parse().ok()
+    Some(Process {
+        id,
+        parent: Pid::from_raw(parent.parse().ok()?),
+        session: Pid::from_raw(session.parse().ok()?)?,
+    })
 }
 
 /// Sends a signal to every process but PID 1.
@@ -114,16 +150,42 @@ mod tests {
 
     use super::*;
 
+    fn process(id: i32, parent: i32, session: i32) -> Process {
+        Process {
+            id: Pid::from_raw(id).unwrap(),
+            parent: Pid::from_raw(parent),
+            session: Pid::from_raw(session).unwrap(),
+        }
+    }
+
     #[test]
-    fn sessions_are_read_past_any_name() {
-        assert_eq!(session_of(b"7 (sh) S 1 7 5 34816 7 4194560"), Some(5));
-        assert_eq!(session_of(b"7 (a) Z 1 2) R 1 7 6 0"), Some(6));
-        assert_eq!(session_of(b"7 (\xff( ) S 1 7 8 0"), Some(8));
-        assert_eq!(session_of(b"7 (sh) Z 1 7 5 0"), None, "a zombie needs no signal");
-        assert_eq!(session_of(b"7 (sh"), None);
-        assert_eq!(session_of(b""), None);
-        let own = rustix::process::getsid(None).unwrap();
-        assert!(processes().contains(&(rustix::process::getpid(), own)));
+    fn processes_are_read_past_any_name() {
+        let parse = |stat: &[u8]| parse_stat(Pid::from_raw(7).unwrap(), stat);
+        assert_eq!(parse(b"7 (sh) S 1 7 5 34816 7 4194560"), Some(process(7, 1, 5)));
+        assert_eq!(parse(b"7 (a) Z 1 2) R 2 7 6 0"), Some(process(7, 2, 6)));
+        assert_eq!(parse(b"7 (\xff( ) S 0 7 8 0"), Some(process(7, 0, 8)));
+        assert_eq!(parse(b"7 (sh) Z 1 7 5 0"), None, "a zombie needs no signal");
+        assert_eq!(parse(b"7 (kthreadd) S 0 0 0 0"), None, "the kernel's own threads have no session");
+        assert_eq!(parse(b"7 (sh"), None);
+        assert_eq!(parse(b""), None);
+        let own = rustix::process::getpid();
+        assert!(processes().iter().any(|process| process.id == own));
+    }
+
+    #[test]
+    fn descent_is_followed_and_ends() {
+        let table = [
+            process(1, 0, 1),
+            process(5, 1, 5),
+            process(6, 5, 5),
+            process(7, 6, 7),
+            process(8, 9, 8),
+            process(9, 8, 8),
+        ];
+        let ancestors = [Pid::from_raw(5).unwrap()];
+        let found: Vec<i32> =
+            descendants(&ancestors, &table).map(|process| process.id.as_raw_nonzero().get()).collect();
+        assert_eq!(found, [5, 6, 7]);
     }
 
     #[test]
@@ -136,6 +198,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "it is waited for as PID 1 does it")]
     fn codes_of_exits_and_signals() {
         let code = |script: &str| {
             let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use init::boot_config::Mount;
-use rustix::mount::{MountFlags, UnmountFlags, mount_bind, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
+use crate::archive::copy_tree;
 use crate::log;
-use crate::mounts::{Point, create_point, mount_type};
+use crate::mounts::{Point, create_point, mount_type, wait_for_device};
 
 /// What 9p is mounted with. The transport takes at most 500 KiB in one message (net/9p/trans_virtio.c), and `mmap`
 /// is the least caching with which programs can map files shared, while the host's changes show at once.
@@ -35,6 +36,9 @@ fn make(mount: &Mount) -> Result<()> {
     match mount {
         Mount::Share { tag, target, read_only, file, .. } => {
             log::step(format_args!("mount share `{tag}` on {target}"));
+            if !is_offered(tag) {
+                bail!("cannot mount `{target}`: the machine has no share with the tag `{tag}`");
+            }
             let flags = read_only_flag(*read_only);
             match file {
                 None => {
@@ -54,13 +58,38 @@ fn make(mount: &Mount) -> Result<()> {
             let (flags, options) = parse_options(options);
             mount_type("tmpfs", path, "tmpfs", flags, &options)
         }
-        Mount::Disk { device, fstype, target, read_only, populate: _ } => {
+        Mount::Disk { device, fstype, target, read_only, populate } => {
             log::step(format_args!("mount disk `{device}` on {target}"));
             let path = Path::new(target);
             create_point(path, Point::Directory)?;
-            mount_type(device, path, fstype, read_only_flag(*read_only), "")
+            wait_for_device(device)?;
+            if !populate {
+                return mount_type(device, path, fstype, read_only_flag(*read_only), "");
+            }
+            on_stage(|stage| {
+                // Filled once, out of sight, and in full before it is used.
+                mount_type(device, stage, fstype, MountFlags::empty(), "")?;
+                if is_empty(stage)? {
+                    log::step(format_args!("copy what the image has at {target}"));
+                    copy_tree(path, stage)?;
+                }
+                mount_bind(stage, path).with_context(|| format!("cannot mount `{device}` on `{target}`"))?;
+                if *read_only {
+                    let flags = MountFlags::RDONLY | MountFlags::BIND;
+                    mount_remount(path, flags, "")
+                        .with_context(|| format!("cannot make `{target}` read-only"))?;
+                }
+                Ok(())
+            })
         }
     }
+}
+
+/// Whether a fresh file system holds nothing but what mkfs puts there.
+fn is_empty(directory: &Path) -> Result<bool> {
+    let mut entries =
+        fs::read_dir(directory).with_context(|| format!("cannot read `{}`", directory.display()))?;
+    Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")))
 }
 
 /// Whether the machine has a 9p device with this tag.
@@ -81,6 +110,8 @@ fn read_only_flag(read_only: bool) -> MountFlags {
 /// There is no such file, or it cannot be bound there.
 pub(crate) fn bind_file(file: &Path, target: &Path) -> Result<()> {
     create_point(target, Point::File)?;
+    fs::symlink_metadata(file)
+        .with_context(|| format!("there is no file to mount on `{}`", target.display()))?;
     mount_bind(file, target).with_context(|| format!("cannot mount a file on `{}`", target.display()))
 }
 

@@ -27,7 +27,7 @@ impl Supervisor {
             Heard::Ended => {
                 let theirs: Vec<u32> =
                     self.channels.keys().copied().filter(|id| *id != MAIN_CHANNEL).collect();
-                theirs.into_iter().for_each(|id| self.close(id, now));
+                self.close(&theirs, now);
             }
             Heard::Frame(Frame { channel, message }) => self.obey(channel, message, now),
         }
@@ -47,7 +47,7 @@ impl Supervisor {
                 self.shut_down(signal, Duration::from_secs(grace_seconds.into()), now);
             }
             // The main process goes on without listeners, as a container does.
-            (Message::Close, Some(_)) if id != MAIN_CHANNEL => self.close(id, now),
+            (Message::Close, Some(_)) if id != MAIN_CHANNEL => self.close(&[id], now),
             (Message::Signal(number), Some(_)) if id == MAIN_CHANNEL => self.signal_main(number),
             (Message::Signal(number), Some(channel)) => {
                 if let Some(signal) = session::signal(number) {
@@ -88,10 +88,11 @@ impl Supervisor {
         self.start_channel(id, &program, streams)
     }
 
-    /// Nobody listens to this channel any more: its session ends.
-    fn close(&mut self, id: u32, now: Instant) {
-        if let Some(channel) = self.channels.remove(&id) {
-            self.sweeps.push(session::hang_up(channel.pid, now));
+    /// Nobody listens to these channels any more: their sessions end.
+    fn close(&mut self, ids: &[u32], now: Instant) {
+        let leaders: Vec<_> = ids.iter().filter_map(|id| Some(self.channels.remove(id)?.pid)).collect();
+        if !leaders.is_empty() {
+            self.sweeps.push(session::hang_up(&leaders, now));
         }
     }
 }
