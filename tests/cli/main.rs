@@ -3,5 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod collect;
+mod doctor;
 mod init;
 mod kernel;

@@ -1,0 +1,53 @@
+//! `collect`: its help and what it refuses before it connects. The rest is in `tests/collect`.
+
+use crate::support::Scratch;
+
+#[test]
+fn help() {
+    let scratch = Scratch::new();
+    insta::assert_snapshot!(scratch.transcript(&mut scratch.xtask(&["collect", "--help"])));
+}
+
+#[test]
+fn no_host() {
+    let scratch = Scratch::new();
+    insta::assert_snapshot!(scratch.transcript(&mut scratch.xtask(&["collect"])), @r"
+    exit code: 2
+    ----- stdout
+    ----- stderr
+    error: the following required arguments were not provided:
+      <[USER@]HOST[:PORT]>
+
+    Usage: cargo xtask collect <[USER@]HOST[:PORT]>
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn a_port_that_is_none() {
+    let scratch = Scratch::new();
+    insta::assert_snapshot!(scratch.transcript(&mut scratch.xtask(&["collect", "build:65536"])), @r"
+    exit code: 2
+    ----- stdout
+    ----- stderr
+    error: invalid value 'build:65536' for '<[USER@]HOST[:PORT]>': port `65536` is not a number from 1 to 65535
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn a_host_that_ssh_would_take_for_an_option() {
+    let scratch = Scratch::new();
+    let mut command = scratch.xtask(&["collect", "--", "-oProxyCommand=touch evil"]);
+    insta::assert_snapshot!(scratch.transcript(&mut command), @r"
+    exit code: 2
+    ----- stdout
+    ----- stderr
+    error: invalid value '-oProxyCommand=touch evil' for '<[USER@]HOST[:PORT]>': `-oProxyCommand=touch evil` is not the name of a host
+
+    For more information, try '--help'.
+    ");
+    assert!(!scratch.path().join("evil").exists());
+}
