@@ -20,4 +20,8 @@ pub mod disk;
 
 pub mod vm;
 
+pub mod init;
+
+pub mod boot;
+
 pub mod tasks;

@@ -117,6 +117,16 @@ impl Workspace {
         self.cache.join("persistent")
     }
 
+    /// Disks that machines write to, each over a base disk; gone with their machine.
+    pub fn overlays(&self) -> Utf8PathBuf {
+        self.cache.join("overlays")
+    }
+
+    /// Consoles of machines that failed.
+    pub fn console_logs(&self) -> Utf8PathBuf {
+        self.cache.join("console-logs")
+    }
+
     /// What was found out about this host and is worth remembering.
     pub fn verdicts(&self) -> Utf8PathBuf {
         self.cache.join("verdicts")

@@ -7,6 +7,7 @@ pub mod machine;
 pub mod outcome;
 pub mod qemu;
 pub mod router;
+pub mod run_dir;
 pub mod session;
 pub mod supervisor;
 pub mod terminal;

@@ -1,0 +1,5 @@
+//! `boot`: [what was asked](request), [the machine it makes](plan), and [its run](run) in the foreground.
+
+pub mod plan;
+pub mod request;
+pub mod run;

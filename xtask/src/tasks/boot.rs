@@ -1,0 +1,376 @@
+//! `boot`: from a source to a running machine, and its exit code.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use init::boot_config::Stdio;
+
+use super::Context;
+use crate::artifacts::Set;
+use crate::boot::plan::{Parts, Plan, plan};
+use crate::boot::request::{
+    VolumeRequest, VolumeSource, existing, parse_duration, parse_variable, parse_volume, read_variables,
+};
+use crate::boot::run;
+use crate::disk;
+use crate::error::usage;
+use crate::host::accelerator::{self, AcceleratorChoice};
+use crate::host::{ports, tools::Purpose};
+use crate::image::config::{ImageConfig, Overrides};
+use crate::image::{self, ImageRequest, Source};
+use crate::kernel::{self, KernelRequest};
+use crate::vm::machine::{Disk, DiskFormat, PublishedPort, parse_memory_mib};
+use crate::vm::qemu;
+use crate::vm::run_dir::{Description, RunDir, parse_name};
+use crate::vm::terminal;
+use crate::workspace::Workspace;
+use crate::{artifact, note};
+
+/// The image that is booted when none is named, relative to the checkout.
+const DEFAULT_IMAGE: &str = "images/hello";
+
+/// The default image's web server, on a port that needs no root; a free one where this is taken.
+const DEFAULT_PORT: &str = "8080:80";
+
+/// Boot a container image as a microVM; build what is missing first
+///
+/// With no SOURCE the default image is booted and its web server published. The terminal is the container's: every
+/// key goes to the guest, Ctrl-C too. Ctrl-] three times within a second ends a guest that does not listen.
+#[derive(Debug, clap::Args)]
+pub struct BootArgs {
+    /// A Dockerfile or its folder, an image's name, or an archive (containers-transports(5))
+    source: Option<String>,
+
+    /// Command and arguments in place of the image's CMD
+    #[arg(last = true)]
+    command: Vec<String>,
+
+    /// Boot a folder that `collect` made, or one with the recipe's files, in place of SOURCE
+    #[arg(long, value_name = "DIR", conflicts_with = "source")]
+    from: Option<Utf8PathBuf>,
+
+    /// Publish a port of the guest: [[IP:]HOST:]GUEST[/udp]; on 127.0.0.1 unless an IP is named, HOST 0 picks a free one
+    #[arg(short, long = "publish", value_name = "HOST:GUEST")]
+    publish: Vec<PublishedPort>,
+
+    /// Mount a folder or a file of the host
+    #[arg(short, long = "volume", value_name = "HOST:GUEST[:ro]", value_parser = parse_volume)]
+    volume: Vec<VolumeRequest>,
+
+    /// Share a folder read-only at the recipe's place (/usr/share/nginx/html) with the recipe's tag (myMountTag)
+    #[arg(long, value_name = "DIR")]
+    share: Option<Utf8PathBuf>,
+
+    /// Set a variable; NAME alone passes the host's value on
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+
+    /// Read variables from a file
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<Utf8PathBuf>,
+
+    /// Working directory of the command
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+
+    /// User (and group) of the command
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+
+    /// Program in place of the image's ENTRYPOINT
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+
+    /// Name of the machine
+    #[arg(long, value_parser = parse_name)]
+    name: Option<String>,
+
+    /// The guest's host name
+    #[arg(long, default_value = "microvm", value_parser = parse_name)]
+    hostname: String,
+
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+
+    /// Give the command a terminal; the default where standard input and output are one
+    #[arg(short, long)]
+    tty: bool,
+
+    /// Memory
+    #[arg(short, long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory_mib)]
+    memory: u32,
+
+    /// Virtual CPUs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: u32,
+
+    /// How the guest's instructions are run
+    #[arg(long, value_enum, default_value_t = AcceleratorChoice::Auto)]
+    accel: AcceleratorChoice,
+
+    /// End the machine after this time, with exit code 124
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+
+    /// Keep what the guest writes, for the next boot with the same --name
+    #[arg(long)]
+    persist: bool,
+
+    /// PID 1 prints its steps, with times, on the console
+    #[arg(long)]
+    init_debug: bool,
+
+    /// Print the QEMU command line, ready to paste, in place of running it
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What there is to boot.
+struct Bootable {
+    /// For people.
+    image: String,
+    /// A word for names.
+    short_name: String,
+    kernel: Utf8PathBuf,
+    /// PID 1's own initramfs; `None` boots the disk's own init.
+    initramfs: Option<Utf8PathBuf>,
+    disk: Utf8PathBuf,
+    disk_format: DiskFormat,
+    config: ImageConfig,
+}
+
+impl BootArgs {
+    /// Runs the task.
+    pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
+        let workspace = &context.workspace;
+        // Everything that can be wrong is found before anything slow starts.
+        let volumes = self.checked_volumes()?;
+        let share = self.share.as_deref().map(|path| existing(path, "shared folder")).transpose()?;
+        let variables = self.variables()?;
+        let source = self.source(context)?;
+        let is_default = self.source.is_none() && self.from.is_none();
+        let ports = self.settled_ports(is_default)?;
+
+        context.require(&[Purpose::Boot])?;
+        let bootable = match &self.from {
+            Some(folder) => from_set(context, folder)?,
+            None => from_source(context, source)?,
+        };
+        let probe_init = match &bootable.initramfs {
+            Some(initramfs) => initramfs.clone(),
+            None => crate::init::ensure(context)?.initramfs,
+        };
+        let accelerator = accelerator::choose(workspace, self.accel, &bootable.kernel, &probe_init)?;
+
+        let tty = self.tty || (!self.interactive && terminal::is_terminal());
+        let overrides = Overrides {
+            entrypoint: self.entrypoint.clone(),
+            command: self.command.clone(),
+            env: variables,
+            workdir: self.workdir.clone(),
+            user: self.user.clone(),
+            terminal: tty,
+        };
+        let command = bootable.config.resolve(&overrides)?;
+        let has_agent = bootable.initramfs.is_some() && !self.dry_run;
+        let name = self.name.clone().unwrap_or_else(|| random_name(&bootable.short_name));
+        let (run_dir, _lock) = RunDir::create(workspace, &name)?;
+        let guard = Removal(&run_dir);
+        let parts = Parts {
+            kernel: bootable.kernel.clone(),
+            initramfs: bootable.initramfs.is_some().then(|| run_dir.initramfs()),
+            root: self.root_disk(workspace, &bootable, &name)?,
+            accelerator,
+            memory_mib: self.memory,
+            cpus: self.cpus,
+            hostname: self.hostname.clone(),
+            ports: Some(ports.clone()),
+            volumes,
+            volume_disk: |name| name.into(),
+            recipe_share: share,
+            tmpfs: Vec::new(),
+            read_only: false,
+            command: command.clone(),
+            stdio: if has_agent {
+                Stdio::Agent { tty, stdin: tty || self.interactive }
+            } else {
+                Stdio::Console
+            },
+            stop_signal: bootable.config.stop_signal()?,
+            trace: self.init_debug,
+            agent_socket: has_agent.then(|| run_dir.agent_socket()),
+            gdb_port: None,
+        };
+        let planned = plan(parts).map_err(usage)?;
+        if self.dry_run {
+            return self.print(workspace, &bootable, planned);
+        }
+        run_dir.describe(&Description {
+            name: name.clone(),
+            image: bootable.image.clone(),
+            command: command.map(|command| command.argv).unwrap_or_default(),
+            ports: ports.clone(),
+            memory_mib: self.memory,
+            cpus: self.cpus,
+            created: SystemTime::now(),
+            overlay: (!self.persist).then(|| overlay_path(workspace, &name)),
+            remove_at_end: true,
+            stop_signal: planned.boot_config.stop_signal,
+        })?;
+        if let Some(initramfs) = &bootable.initramfs {
+            run::write_initramfs(initramfs, &planned.boot_config, &run_dir.initramfs())?;
+        }
+        for port in &ports {
+            let scheme = if port.guest == 80 { "http://" } else { "" };
+            note!("listening on {scheme}{}:{} (guest port {}/{})", port.address, port.host, port.guest, port.protocol);
+        }
+        let ending = run::in_foreground(&planned, &run_dir, run::limits(accelerator, self.timeout))?;
+        let code = run::report(workspace, &run_dir, &ending)?;
+        drop(guard);
+        Ok(code)
+    }
+
+    fn checked_volumes(&self) -> anyhow::Result<Vec<VolumeRequest>> {
+        let mut volumes = self.volume.clone();
+        for volume in &mut volumes {
+            match &mut volume.source {
+                VolumeSource::Host(path) => *path = existing(path, "shared folder or file")?,
+                VolumeSource::Named(name) => {
+                    return Err(usage(format!("`{name}` is not a path: write `./{name}` for a folder here")));
+                }
+            }
+        }
+        Ok(volumes)
+    }
+
+    fn variables(&self) -> anyhow::Result<Vec<String>> {
+        let mut variables = Vec::new();
+        for file in &self.env_file {
+            variables.extend(read_variables(file)?);
+        }
+        for variable in &self.env {
+            variables.extend(parse_variable(variable).map_err(usage)?);
+        }
+        Ok(variables)
+    }
+
+    fn source(&self, context: &Context) -> anyhow::Result<Source> {
+        match &self.source {
+            Some(source) => source.parse(),
+            None => Ok(Source::Dockerfile(context.workspace.root().join(DEFAULT_IMAGE))),
+        }
+    }
+
+    fn settled_ports(&self, is_default: bool) -> anyhow::Result<Vec<PublishedPort>> {
+        let mut ports = self.publish.clone();
+        if ports.is_empty() && is_default {
+            let mut port: PublishedPort = DEFAULT_PORT.parse().map_err(anyhow::Error::msg)?;
+            if !ports::is_free(port.address, port.host) {
+                port.host = 0;
+            }
+            ports.push(port);
+        }
+        ports::settle(&ports)
+    }
+
+    /// The disk that the guest writes to: an overlay over the image's, fresh or kept.
+    fn root_disk(&self, workspace: &Workspace, bootable: &Bootable, name: &str) -> anyhow::Result<Disk> {
+        let disk = |path, format, snapshot| Disk { path, format, read_only: false, snapshot };
+        if self.dry_run {
+            return Ok(disk(bootable.disk.clone(), bootable.disk_format, true));
+        }
+        let overlay = if self.persist {
+            let kept = self.name.clone().unwrap_or_else(|| bootable.short_name.clone());
+            workspace.persistent_disks().join(format!("{kept}.qcow2"))
+        } else {
+            overlay_path(workspace, name)
+        };
+        if !self.persist {
+            artifact::remove_any(&overlay)?;
+        }
+        if !overlay.exists() {
+            artifact::create_folder(overlay.parent().unwrap_or(Utf8Path::new(".")))?;
+            disk::overlay(&bootable.disk, bootable.disk_format, &overlay)?;
+        }
+        Ok(disk(overlay, DiskFormat::Qcow2, false))
+    }
+
+    /// The machine as one would start it by hand: the console on the terminal in place of the agent, writes thrown away.
+    fn print(&self, workspace: &Workspace, bootable: &Bootable, mut planned: Plan) -> anyhow::Result<u8> {
+        if let Some(initramfs) = &bootable.initramfs {
+            let kept = workspace.cache().join("dry-run.cpio");
+            run::write_initramfs(initramfs, &planned.boot_config, &kept)?;
+            planned.machine.initramfs = Some(kept);
+        }
+        println!("{}", qemu::paste(qemu::PROGRAM, &qemu::arguments(&planned.machine)));
+        Ok(0)
+    }
+}
+
+fn from_source(context: &Context, source: Source) -> anyhow::Result<Bootable> {
+    let kernel = kernel::ensure(context, &KernelRequest::default())?;
+    let init = crate::init::ensure(context)?;
+    let image = image::ensure(context, &ImageRequest::new(source), &init.binary)?;
+    Ok(Bootable {
+        image: image.name.clone(),
+        short_name: image.name,
+        kernel: kernel.boot_image().to_owned(),
+        initramfs: Some(init.initramfs),
+        disk: image.disk,
+        disk_format: DiskFormat::Raw,
+        config: image.config,
+    })
+}
+
+/// A set from elsewhere: with an image's config its `init` boots it as we boot our own; without one the disk carries
+/// its own `/sbin/init`, as the recipe has it.
+fn from_set(context: &Context, folder: &Utf8Path) -> anyhow::Result<Bootable> {
+    let folder = existing(folder, "folder")?;
+    let set = Set::load(&folder)?;
+    let (initramfs, config) = match (&set.init, &set.image_config) {
+        (Some(init), Some(config)) => {
+            let text = artifact::read_text(config)?;
+            let config = serde_json::from_str(&text).with_context(|| format!("failed to understand `{config}`"))?;
+            let bytes = std::fs::read(init).with_context(|| format!("failed to read `{init}`"))?;
+            let packed = context.workspace.init_folder().join("from-set.cpio");
+            artifact::write_whole(&packed, &crate::init::initramfs(&bytes))?;
+            (Some(packed), config)
+        }
+        _ => (None, ImageConfig::default()),
+    };
+    let Some(short_name) = folder.file_name() else { bail!("`{folder}` has no name") };
+    Ok(Bootable {
+        image: folder.to_string(),
+        short_name: short_name.to_owned(),
+        kernel: set.kernel,
+        initramfs,
+        disk: set.disk,
+        disk_format: DiskFormat::Qcow2,
+        config,
+    })
+}
+
+fn overlay_path(workspace: &Workspace, name: &str) -> Utf8PathBuf {
+    workspace.overlays().join(format!("{name}.qcow2"))
+}
+
+/// A name for a machine that was given none: its image's, and four digits of chance.
+fn random_name(image: &str) -> String {
+    let plain: String =
+        image.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(24).collect();
+    let plain = plain.trim_matches('-');
+    let chance = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), plain) as u16;
+    format!("{}-{chance:04x}", if plain.is_empty() { "machine" } else { plain })
+}
+
+/// Removes a foreground machine's folder and overlay in every case.
+struct Removal<'a>(&'a RunDir);
+
+impl Drop for Removal<'_> {
+    fn drop(&mut self) {
+        // What stays is found and removed by `rm`.
+        let _ = self.0.remove();
+    }
+}
