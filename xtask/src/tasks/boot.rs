@@ -23,7 +23,7 @@ use crate::kernel::{self, KernelRequest};
 use crate::vm::machine::{Disk, DiskFormat, PublishedPort, parse_memory_mib};
 use crate::vm::qemu;
 use crate::vm::run_dir::{Description, RunDir, parse_name};
-use crate::vm::terminal;
+use crate::vm::{signal, terminal};
 use crate::workspace::Workspace;
 use crate::{artifact, note};
 
@@ -174,6 +174,12 @@ impl BootArgs {
             terminal: tty,
         };
         let command = bootable.config.resolve(&overrides)?;
+        let stop_signal = match bootable.config.config.stop_signal.as_str() {
+            "" => signal::TERM,
+            text => signal::parse(text)
+                .map_err(anyhow::Error::msg)
+                .with_context(|| format!("the image `{}` has a wrong STOPSIGNAL", bootable.image))?,
+        };
         let has_agent = bootable.initramfs.is_some() && !self.dry_run;
         let name = self.name.clone().unwrap_or_else(|| random_name(&bootable.short_name));
         let (run_dir, _lock) = RunDir::create(workspace, &name)?;
@@ -198,7 +204,7 @@ impl BootArgs {
             } else {
                 Stdio::Console
             },
-            stop_signal: bootable.config.stop_signal()?,
+            stop_signal,
             trace: self.init_debug,
             agent_socket: has_agent.then(|| run_dir.agent_socket()),
             gdb_port: None,

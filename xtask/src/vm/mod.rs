@@ -9,5 +9,6 @@ pub mod qemu;
 pub mod router;
 pub mod run_dir;
 pub mod session;
+pub mod signal;
 pub mod supervisor;
 pub mod terminal;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::machine::{Accelerator, Disk, DiskFormat, Machine, Network, PublishedPort, Share};
+use super::machine::{Accelerator, Disk, Machine, Network, PublishedPort, Share};
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -119,10 +119,7 @@ fn serial(words: &mut Words, machine: &Machine) {
 }
 
 fn block(words: &mut Words, index: usize, disk: &Disk) {
-    let format = match disk.format {
-        DiskFormat::Raw => "raw",
-        DiskFormat::Qcow2 => "qcow2",
-    };
+    let format = disk.format.name();
     let mut drive = format!("id=disk{index},file={},format={format},if=none", value(disk.path.as_str()));
     // Freed blocks of the guest become holes of the file.
     drive.push_str(",discard=unmap");
