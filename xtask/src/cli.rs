@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
-use crate::tasks::{Context, collect, doctor, image, init, kernel, setup};
+use crate::tasks::{Context, boot, collect, doctor, image, init, kernel, setup, test};
 use crate::workspace::Workspace;
 
 /// Run a container image as a QEMU microVM
@@ -20,12 +20,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    Boot(Box<boot::BootArgs>),
+    Image(image::ImageArgs),
+    Kernel(kernel::KernelArgs),
+    Init(init::InitArgs),
     Collect(collect::CollectArgs),
     Setup(setup::SetupArgs),
     Doctor(doctor::DoctorArgs),
-    Kernel(kernel::KernelArgs),
-    Init(init::InitArgs),
-    Image(image::ImageArgs),
+    Test(test::TestArgs),
 }
 
 impl Cli {
@@ -36,12 +38,14 @@ impl Cli {
             consent: if self.yes { Consent::Given } else { Consent::Ask },
         };
         match self.task {
+            Task::Boot(args) => args.run(&context),
+            Task::Image(args) => args.run(&context),
+            Task::Kernel(args) => args.run(&context),
+            Task::Init(args) => args.run(&context),
             Task::Collect(args) => args.run(&context),
             Task::Setup(args) => args.run(&context),
             Task::Doctor(args) => args.run(&context),
-            Task::Kernel(args) => args.run(&context),
-            Task::Init(args) => args.run(&context),
-            Task::Image(args) => args.run(&context),
+            Task::Test(args) => args.run(&context),
         }
     }
 }

@@ -20,8 +20,6 @@ pub mod disk;
 
 pub mod vm;
 
-pub mod init;
-
 pub mod boot;
 
 pub mod tasks;

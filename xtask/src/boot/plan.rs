@@ -1,12 +1,14 @@
 //! From what was asked and what was made to the machine and its boot settings. Pure.
 
 use camino::Utf8PathBuf;
-use init::boot_config::{BOOT_CONFIG_VERSION, BootConfig, Command, Mount, Network as GuestNetwork, Root, Stdio};
+use init::boot_config::{
+    BOOT_CONFIG_VERSION, BootConfig, Command, Mount, Network as GuestNetwork, Root, Stdio,
+};
 
 use super::request::{VolumeRequest, VolumeSource};
 use crate::vm::machine::{
-    Accelerator, Disk, DiskFormat, Machine, Network, PublishedPort, RECIPE_SHARE_TAG, Share, VIRTIO_SLOTS, disk_device,
-    share_tag, static_address, user_network,
+    Accelerator, Disk, DiskFormat, Machine, Network, PublishedPort, RECIPE_SHARE_TAG, Share, VIRTIO_SLOTS,
+    disk_device, share_tag, static_address, user_network,
 };
 
 /// Where the recipe's PID 1 mounts its one share.
@@ -106,7 +108,10 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
         });
     }
     mounts.extend(
-        parts.tmpfs.iter().map(|(target, options)| Mount::Tmpfs { target: target.clone(), options: options.clone() }),
+        parts
+            .tmpfs
+            .iter()
+            .map(|(target, options)| Mount::Tmpfs { target: target.clone(), options: options.clone() }),
     );
 
     let mut kernel_arguments = Vec::new();

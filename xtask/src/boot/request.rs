@@ -70,7 +70,8 @@ pub fn read_variables(path: &Utf8Path) -> anyhow::Result<Vec<String>> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let variable = parse_variable(line).map_err(|cause| usage(format!("`{path}` line {number}: {cause}")))?;
+        let variable =
+            parse_variable(line).map_err(|cause| usage(format!("`{path}` line {number}: {cause}")))?;
         variables.extend(variable);
     }
     Ok(variables)
@@ -86,7 +87,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => (text, 1.0),
     };
     let number: f64 = digits.parse().map_err(|_| complaint())?;
-    Duration::try_from_secs_f64(number * seconds_per_unit).ok().filter(|time| !time.is_zero()).ok_or_else(complaint)
+    Duration::try_from_secs_f64(number * seconds_per_unit)
+        .ok()
+        .filter(|time| !time.is_zero())
+        .ok_or_else(complaint)
 }
 
 /// The absolute path of something on the host that must exist.
@@ -103,7 +107,8 @@ mod tests {
     #[test]
     fn volumes_are_written_as_for_docker() {
         let host = |path: &str| VolumeSource::Host(path.into());
-        let volume = |source, target: &str, read_only| VolumeRequest { source, target: target.into(), read_only };
+        let volume =
+            |source, target: &str, read_only| VolumeRequest { source, target: target.into(), read_only };
         assert_eq!(parse_volume("./site:/srv"), Ok(volume(host("./site"), "/srv", false)));
         assert_eq!(parse_volume("/a:b:/srv:ro"), Ok(volume(host("/a:b"), "/srv", true)));
         assert_eq!(parse_volume("data:/srv"), Ok(volume(VolumeSource::Named("data".into()), "/srv", false)));

@@ -34,11 +34,18 @@ pub fn limits(accelerator: Accelerator, timeout: Option<Duration>) -> Limits {
 
 /// Writes PID 1's initramfs with this boot's settings behind it: two archives end to end unpack as one
 /// (`Documentation/driver-api/early-userspace/buffer-format.rst`).
-pub fn write_initramfs(init_initramfs: &Utf8Path, settings: &BootConfig, path: &Utf8Path) -> anyhow::Result<()> {
-    let mut bytes =
-        fs::read(init_initramfs).with_context(|| format!("failed to read `{init_initramfs}`"))?;
+pub fn write_initramfs(
+    init_initramfs: &Utf8Path,
+    settings: &BootConfig,
+    path: &Utf8Path,
+) -> anyhow::Result<()> {
+    let mut bytes = fs::read(init_initramfs).with_context(|| format!("failed to read `{init_initramfs}`"))?;
     let name = BOOT_CONFIG_PATH.trim_start_matches('/');
-    bytes.extend(cpio::archive(&[cpio::Entry::File { path: name, mode: 0o400, contents: &serde_json::to_vec(settings)? }]));
+    bytes.extend(cpio::archive(&[cpio::Entry::File {
+        path: name,
+        mode: 0o400,
+        contents: &serde_json::to_vec(settings)?,
+    }]));
     fs::write(path, bytes).with_context(|| format!("failed to write `{path}`"))
 }
 
@@ -63,7 +70,8 @@ pub fn in_foreground(plan: &Plan, run_dir: &RunDir, limits: Limits) -> anyhow::R
     std::thread::spawn(move || signals.signals.iter().for_each(report));
 
     // From here on every key is the guest's, until this is dropped.
-    let raw_terminal = if tty { Some(RawTerminal::enter().context("failed to make the terminal raw")?) } else { None };
+    let raw_terminal =
+        if tty { Some(RawTerminal::enter().context("failed to make the terminal raw")?) } else { None };
     let session = has_agent.then(|| {
         let client = supervisor.main_client();
         let session = Session { channel: MAIN_CHANNEL, tty, stdin };
@@ -89,7 +97,8 @@ pub fn report(workspace: &Workspace, run_dir: &RunDir, ending: &Ending) -> anyho
     if matches!(ending.outcome, Outcome::Failed { .. } | Outcome::TimedOut { .. }) {
         let kept = workspace.console_logs().join(format!("{}.log", run_dir.name()));
         crate::artifact::create_folder(&workspace.console_logs())?;
-        fs::copy(run_dir.console_log(), &kept).with_context(|| format!("failed to keep the console's log as `{kept}`"))?;
+        fs::copy(run_dir.console_log(), &kept)
+            .with_context(|| format!("failed to keep the console's log as `{kept}`"))?;
         if ending.last_lines.is_empty() {
             note!("\nthe guest's console said nothing");
         } else {

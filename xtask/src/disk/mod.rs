@@ -8,11 +8,13 @@ use anyhow::Context as _;
 use camino::Utf8Path;
 
 use crate::host::process::run_watched;
+use crate::vm::machine::DiskFormat;
 
-/// Makes an empty qcow2 overlay: reads come from `base` (a raw disk, left as it is), writes stay in `overlay`.
-pub fn overlay(base: &Utf8Path, overlay: &Utf8Path) -> anyhow::Result<()> {
+/// Makes an empty qcow2 overlay: reads come from `base` (left as it is), writes stay in `overlay`.
+pub fn overlay(base: &Utf8Path, format: DiskFormat, overlay: &Utf8Path) -> anyhow::Result<()> {
     let base = camino::absolute_utf8(base).context("failed to name the base disk")?;
-    let create = duct::cmd!("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", &base, overlay);
+    let create =
+        duct::cmd!("qemu-img", "create", "-q", "-f", "qcow2", "-F", format.name(), "-b", &base, overlay);
     run_watched("`qemu-img create`", &create, |_| {})
         .with_context(|| format!("failed to make an overlay of `{base}`"))
 }

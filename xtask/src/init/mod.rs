@@ -89,7 +89,8 @@ fn publish(workspace: &Workspace, init: Init) -> anyhow::Result<Init> {
     Ok(init)
 }
 
-fn initramfs(init: &[u8]) -> Vec<u8> {
+/// The initramfs of this PID 1.
+pub fn initramfs(init: &[u8]) -> Vec<u8> {
     use cpio::Entry::{CharDevice, File, Folder};
     cpio::archive(&[
         Folder { path: "dev" },

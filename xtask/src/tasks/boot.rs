@@ -230,7 +230,13 @@ impl BootArgs {
         }
         for port in &ports {
             let scheme = if port.guest == 80 { "http://" } else { "" };
-            note!("listening on {scheme}{}:{} (guest port {}/{})", port.address, port.host, port.guest, port.protocol);
+            note!(
+                "listening on {scheme}{}:{} (guest port {}/{})",
+                port.address,
+                port.host,
+                port.guest,
+                port.protocol
+            );
         }
         let ending = run::in_foreground(&planned, &run_dir, run::limits(accelerator, self.timeout))?;
         let code = run::report(workspace, &run_dir, &ending)?;
@@ -338,7 +344,8 @@ fn from_set(context: &Context, folder: &Utf8Path) -> anyhow::Result<Bootable> {
     let (initramfs, config) = match (&set.init, &set.image_config) {
         (Some(init), Some(config)) => {
             let text = artifact::read_text(config)?;
-            let config = serde_json::from_str(&text).with_context(|| format!("failed to understand `{config}`"))?;
+            let config =
+                serde_json::from_str(&text).with_context(|| format!("failed to understand `{config}`"))?;
             let bytes = std::fs::read(init).with_context(|| format!("failed to read `{init}`"))?;
             let packed = context.workspace.init_folder().join("from-set.cpio");
             artifact::write_whole(&packed, &crate::init::initramfs(&bytes))?;

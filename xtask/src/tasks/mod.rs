@@ -1,11 +1,13 @@
 //! One module for each task: its command line and the order of its steps. The work itself is done elsewhere.
 
+pub mod boot;
 pub mod collect;
 pub mod doctor;
 pub mod image;
 pub mod init;
 pub mod kernel;
 pub mod setup;
+pub mod test;
 
 use crate::host::setup::{Consent, require};
 use crate::host::tools::Purpose;

@@ -1,0 +1,56 @@
+//! `test`: sets up what the tests need and runs them.
+
+use anyhow::Context as _;
+
+use super::Context;
+use crate::host::process::dies_with_us;
+use crate::host::tools::Purpose;
+use crate::kernel::{self, KernelRequest};
+use crate::{init, note};
+
+/// Set up what the tests need and run every test, those that boot machines included
+#[derive(Debug, clap::Args)]
+pub struct TestArgs {
+    /// Leave out what boots a machine
+    #[arg(long)]
+    quick: bool,
+
+    /// Words for `cargo test`, such as a test's name
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+impl TestArgs {
+    /// Runs the task.
+    pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
+        context.require(&[
+            Purpose::Kernel,
+            Purpose::Init,
+            Purpose::Image,
+            Purpose::Boot,
+            Purpose::Collect,
+            Purpose::Test,
+        ])?;
+        if !self.quick {
+            // Made here, where progress can be seen, and shared by all tests.
+            let kernel = kernel::ensure(context, &KernelRequest::default())?;
+            note!("testing with kernel {}", kernel.description);
+            init::ensure(context)?;
+        }
+        let mut words = vec!["test".to_owned(), "--workspace".to_owned()];
+        if self.quick {
+            words.extend(["--lib", "--bins", "--test", "cli", "--test", "collect"].map(str::to_owned));
+        }
+        words.push("--".into());
+        words.extend(self.arguments.iter().cloned());
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let status = dies_with_us(&duct::cmd(cargo, words))
+            .dir(context.workspace.root())
+            .stdin_null()
+            .unchecked()
+            .run()
+            .context("failed to start cargo")?
+            .status;
+        Ok(if status.success() { 0 } else { 1 })
+    }
+}
