@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
-use crate::tasks::{Context, boot, collect, doctor, image, init, kernel, setup, test};
+use crate::tasks::{Context, boot, collect, doctor, image, init, kernel, setup, status, test};
 use crate::workspace::Workspace;
 
 /// Run a container image as a QEMU microVM
@@ -15,7 +15,7 @@ pub struct Cli {
     pub yes: bool,
 
     #[command(subcommand)]
-    task: Task,
+    task: Option<Task>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +26,7 @@ enum Task {
     Init(init::InitArgs),
     Collect(collect::CollectArgs),
     Setup(setup::SetupArgs),
+    Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     Test(test::TestArgs),
 }
@@ -37,12 +38,13 @@ impl Cli {
             workspace: Workspace::discover()?,
             consent: if self.yes { Consent::Given } else { Consent::Ask },
         };
-        match self.task {
+        match self.task.unwrap_or(Task::Status(status::StatusArgs::default())) {
             Task::Boot(args) => args.run(&context),
             Task::Image(args) => args.run(&context),
             Task::Kernel(args) => args.run(&context),
             Task::Init(args) => args.run(&context),
             Task::Collect(args) => args.run(&context),
+            Task::Status(args) => args.run(&context),
             Task::Setup(args) => args.run(&context),
             Task::Doctor(args) => args.run(&context),
             Task::Test(args) => args.run(&context),

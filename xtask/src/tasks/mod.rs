@@ -7,6 +7,7 @@ pub mod image;
 pub mod init;
 pub mod kernel;
 pub mod setup;
+pub mod status;
 pub mod test;
 
 use crate::host::setup::{Consent, require};
