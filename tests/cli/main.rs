@@ -7,3 +7,4 @@ mod collect;
 mod doctor;
 mod init;
 mod kernel;
+mod status;

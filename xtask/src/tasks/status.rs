@@ -6,11 +6,12 @@ use camino::Utf8Path;
 use indicatif::HumanDuration;
 
 use super::Context;
-use crate::artifacts::Set;
+use crate::artifacts::{self, Set};
 use crate::host::tools::{self, Purpose};
 use crate::image::store::{CachedDisk, Store};
 use crate::kernel::{self, KernelRequest};
 use crate::ui::human_bytes;
+use crate::vm::run_dir::RunDir;
 use crate::workspace::Workspace;
 use crate::{init, note};
 
@@ -44,8 +45,13 @@ impl StatusArgs {
             println!("{}", line(row));
         }
         let set = workspace.artifacts();
-        if Set::load(&set).is_ok_and(|set| set.init.is_some()) {
+        if Set::load(&set).is_ok_and(|set| set.init.is_some() && is_cached(workspace, &set.disk)) {
             println!("{:8} {set}, for `collect` and `boot --from`", "set");
+        }
+        let running = RunDir::all(workspace)?;
+        let running: Vec<&str> = running.iter().filter(|run| run.is_running()).map(RunDir::name).collect();
+        if !running.is_empty() {
+            println!("{:8} {}", "running", running.join(", "));
         }
         let lacks_tools = !tools::missing(&Purpose::FIRST_BOOT).is_empty();
         note!("\nnext: {}", next(&rows, lacks_tools));
@@ -91,10 +97,10 @@ fn kernel_row(workspace: &Workspace) -> anyhow::Result<Row> {
 
 fn init_row(workspace: &Workspace) -> anyhow::Result<Row> {
     // The link points at the last one that was used.
-    let last = workspace.artifacts().join(crate::artifacts::INIT);
+    let last = workspace.artifacts().join(artifacts::INIT);
     let (what, state) = match init::ready(workspace)? {
         Some(init) => (size(&init.binary), State::Current(age(init.built))),
-        None => match modified(&last) {
+        None => match modified(&last).filter(|_| is_cached(workspace, &last)) {
             Some(built) => {
                 (size(&last), State::Stale(age(built), "its sources or the compiler have changed"))
             }
@@ -102,6 +108,14 @@ fn init_row(workspace: &Workspace) -> anyhow::Result<Row> {
         },
     };
     Ok(Row { kind: "init", what, state })
+}
+
+/// True if a link points into this cache: the checkout's links may be from a time with another one.
+fn is_cached(workspace: &Workspace, link: &Utf8Path) -> bool {
+    match (link.canonicalize_utf8(), workspace.cache().canonicalize_utf8()) {
+        (Ok(target), Ok(cache)) => target.starts_with(cache),
+        _ => false,
+    }
 }
 
 fn image_rows(workspace: &Workspace) -> Vec<Row> {

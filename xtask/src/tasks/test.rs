@@ -23,14 +23,8 @@ pub struct TestArgs {
 impl TestArgs {
     /// Runs the task.
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
-        context.require(&[
-            Purpose::Kernel,
-            Purpose::Init,
-            Purpose::Image,
-            Purpose::Boot,
-            Purpose::Collect,
-            Purpose::Test,
-        ])?;
+        context.require(&Purpose::FIRST_BOOT)?;
+        context.require(&[Purpose::Collect, Purpose::Test])?;
         if !self.quick {
             // Made here, where progress can be seen, and shared by all tests.
             let kernel = kernel::ensure(context, &KernelRequest::default())?;
