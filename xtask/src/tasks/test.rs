@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 
 use super::Context;
-use crate::host::process::dies_with_us;
+use crate::host::process::{dies_with_us, run_watched};
 use crate::host::tools::Purpose;
 use crate::kernel::{self, KernelRequest};
 use crate::{init, note};
@@ -30,6 +30,10 @@ impl TestArgs {
             let kernel = kernel::ensure(context, &KernelRequest::default())?;
             note!("testing with kernel {}", kernel.description);
             init::ensure(context)?;
+            let script = context.workspace.scripts_folder().join("stand-in-base");
+            let folder = context.workspace.cache().join("stand-in");
+            run_watched("the script `stand-in-base`", &duct::cmd!(script.as_std_path(), folder.as_str()), |_| {})
+                .context("failed to make the base image for the tests")?;
         }
         let mut words = vec!["test".to_owned(), "--workspace".to_owned()];
         if self.quick {

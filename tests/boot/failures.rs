@@ -1,0 +1,75 @@
+//! What a user is told when a machine cannot do what was asked.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::support::Scratch;
+use crate::world::xtask;
+
+fn boot(arguments: &[&str]) -> (String, Option<i32>) {
+    let output = xtask(&["boot"])
+        .args(arguments)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .output()
+        .unwrap();
+    (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code())
+}
+
+#[test]
+fn a_missing_command_is_127_and_one_that_cannot_run_126() {
+    let (talk, code) = boot(&["images/hello", "--", "no-such-command"]);
+    assert!(talk.contains("error: `no-such-command`"), "{talk}");
+    assert_eq!(code, Some(127));
+    let (talk, code) = boot(&["images/hello", "--", "/etc/passwd"]);
+    assert!(talk.contains("error: `/etc/passwd`"), "{talk}");
+    assert_eq!(code, Some(126));
+}
+
+#[test]
+fn a_signal_is_128_more_and_a_timeout_124() {
+    assert_eq!(boot(&["images/hello", "--", "sh", "-c", "kill -9 $$"]).1, Some(137));
+    let (talk, code) = boot(&["--timeout", "4s", "images/hello", "--", "sleep", "1000"]);
+    assert!(talk.contains("error: the machine ran longer than 4 s"), "{talk}");
+    assert_eq!(code, Some(124));
+}
+
+/// A set as `collect` makes it, with a disk that holds nothing.
+fn set_with_empty_disk(scratch: &Scratch, with_init: bool) -> String {
+    let workspace = xtask::workspace::Workspace::discover().unwrap();
+    let kernel = xtask::kernel::latest(&workspace).unwrap();
+    fs::create_dir(scratch.path().join("set")).unwrap();
+    fs::copy(kernel.boot_image(), scratch.path().join("set/kernel")).unwrap();
+    if with_init {
+        let init = xtask::init::ready(&workspace).unwrap().unwrap();
+        fs::copy(init.binary, scratch.path().join("set/init")).unwrap();
+        scratch.write("set/image.json", r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"]}}"#);
+    }
+    let disk = scratch.path().join("set/hda.qcow2");
+    let create = std::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", disk.as_str(), "64M"])
+        .status()
+        .unwrap();
+    assert!(create.success());
+    scratch.path().join("set").into_string()
+}
+
+#[test]
+fn a_disk_without_a_root_is_named_by_pid_1_and_by_the_kernel() {
+    for with_init in [true, false] {
+        let scratch = Scratch::new();
+        let (talk, code) = boot(&["--from", &set_with_empty_disk(&scratch, with_init)]);
+        assert_eq!(code, Some(125), "{talk}");
+        let cause = if with_init { "/dev/vda" } else { "error: the kernel found no root file system" };
+        assert!(talk.contains("error: ") && talk.contains(cause), "{talk}");
+        assert!(talk.contains("the console's last lines"), "{talk}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named_with_its_holder() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (talk, code) = boot(&["-p", &format!("{port}:80"), "images/hello"]);
+    assert!(talk.starts_with(&format!("error: port {port} is in use by ")), "{talk}");
+    assert_eq!(code, Some(125));
+}

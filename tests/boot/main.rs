@@ -1,0 +1,10 @@
+//! Real machines under real QEMU: each test boots one from a fresh overlay, and waits for what it says, never for time.
+
+mod collected;
+mod failures;
+mod hello;
+mod nginx;
+mod world;
+
+#[path = "../support/mod.rs"]
+mod support;

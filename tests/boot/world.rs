@@ -1,0 +1,141 @@
+//! Machines for tests: the program with the shared cache, booted in the background and talked to.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::process::{Pid, Signal, kill_process};
+use xtask::workspace::Workspace;
+
+/// The most that anything here may take on a busy machine without KVM.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
+
+/// `cargo xtask` with the cache that holds the kernel.
+pub(crate) fn xtask(arguments: &[&str]) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("xtask"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// The base image `docker.io/nginx:1.21.0`, or its stand-in where no registry can be reached.
+pub(crate) fn nginx_base() {
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let workspace = Workspace::discover().unwrap();
+        let script = workspace.scripts_folder().join("stand-in-base");
+        let output = Command::new(script).arg(workspace.cache().join("stand-in")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    });
+}
+
+/// A folder of this test package.
+pub(crate) fn fixture(name: &str) -> Utf8PathBuf {
+    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/boot").join(name)
+}
+
+/// A machine that runs in the background; ended with this value.
+pub(crate) struct Machine {
+    boot: Child,
+    /// What `boot` has said on standard error, a line at a time.
+    lines: mpsc::Receiver<String>,
+    heard: Vec<String>,
+}
+
+impl Machine {
+    /// Boots with these arguments.
+    pub(crate) fn boot(arguments: &[&str]) -> Machine {
+        let words: Vec<&str> = ["boot"].iter().chain(arguments).copied().collect();
+        let mut boot = xtask(&words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = boot.stderr.take().unwrap();
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Machine { boot, lines, heard: Vec::new() }
+    }
+
+    /// Waits for `boot` to say which port of the host leads to this port of the guest.
+    pub(crate) fn port(&mut self, guest: u16) -> u16 {
+        let wanted = format!("(guest port {guest}/");
+        let line = self.line_with(&wanted);
+        let address = line.split(" (guest port").next().unwrap();
+        address.rsplit(':').next().unwrap().parse().unwrap()
+    }
+
+    fn line_with(&mut self, wanted: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(patience) {
+                Ok(line) if line.contains(wanted) => return line,
+                Ok(line) => self.heard.push(line),
+                Err(_) => panic!("boot never said `{wanted}`, but:\n{}", self.heard.join("\n")),
+            }
+        }
+    }
+
+    /// Asks the machine to end and returns `boot`'s exit code.
+    pub(crate) fn stop(mut self) -> Option<i32> {
+        self.signal(Signal::INT);
+        self.boot.wait().unwrap().code()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let _ = kill_process(Pid::from_child(&self.boot), signal);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if self.boot.try_wait().is_ok_and(|status| status.is_none()) {
+            self.signal(Signal::KILL);
+            let _ = self.boot.wait();
+        }
+    }
+}
+
+/// What a web server on a port of the host answers to `GET path`, waited for: status line, headers and body.
+pub(crate) fn get(port: u16, path: &str) -> String {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        // The forwarded port accepts before the guest does, and then closes: ask until there is an answer.
+        if let Some(answer) = try_get(port, path).filter(|answer| !answer.is_empty()) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "nothing answered on port {port}");
+        std::thread::yield_now();
+    }
+}
+
+fn try_get(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// Waits until what listens behind a port greets with these words.
+pub(crate) fn answers(port: u16, greeting: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    let is_there = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+        let mut heard = vec![0; greeting.len()];
+        stream.read_exact(&mut heard).ok()?;
+        (heard == greeting.as_bytes()).then_some(())
+    };
+    while is_there().is_none() {
+        assert!(Instant::now() < deadline, "nothing greeted on port {port} with `{greeting}`");
+        std::thread::yield_now();
+    }
+}
