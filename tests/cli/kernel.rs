@@ -6,8 +6,6 @@
 use std::process::{Child, Command, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use sha2::{Digest as _, Sha256};
-use xtask::kernel::download::Download;
 
 use crate::support::http::{Answer, Server};
 use crate::support::{Scratch, texts, wait_until};
@@ -386,93 +384,23 @@ fn a_tarball_that_ends_too_early_leaves_no_tree() {
     assert_eq!(scratch.cache().join("kernel-builds").read_dir_utf8().unwrap().count(), 0);
 }
 
-/// Bytes that differ everywhere, and their sha256.
-fn file() -> (Vec<u8>, String) {
-    let bytes: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
-    let sha256 = xtask::workspace::hex(&Sha256::digest(&bytes));
-    (bytes, sha256)
-}
-
-fn fetch(server: &Server, scratch: &Scratch, sha256: &str) -> anyhow::Result<()> {
-    Download::begin(&format!("{}/file", server.url), &scratch.path().join("file"))?.finish(sha256)
-}
-
-fn range(start: usize) -> Option<String> {
-    Some(format!("bytes={start}-"))
-}
-
+/// The real Kconfig of the distribution's kernel: the one test here that unpacks 1.5 GiB.
 #[test]
-fn a_download_goes_on_where_it_stopped() {
-    let (scratch, (bytes, sha256)) = (Scratch::new(), file());
-    std::fs::write(scratch.path().join("file.part"), &bytes[..1000]).unwrap();
-    let server = Server::start(bytes.clone(), &[Answer::Right]);
-    fetch(&server, &scratch, &sha256).unwrap();
-    assert_eq!(server.ranges(), [range(1000)]);
-    assert_eq!(std::fs::read(scratch.path().join("file")).unwrap(), bytes);
-    assert!(!scratch.path().join("file.part").exists());
-}
-
-#[test]
-fn a_download_that_was_whole_asks_for_nothing_more() {
-    let (scratch, (bytes, sha256)) = (Scratch::new(), file());
-    std::fs::write(scratch.path().join("file.part"), &bytes).unwrap();
-    let server = Server::start(bytes.clone(), &[Answer::Right]);
-    fetch(&server, &scratch, &sha256).unwrap();
-    assert_eq!(std::fs::read(scratch.path().join("file")).unwrap(), bytes);
-}
-
-#[test]
-fn a_server_without_ranges_sends_everything_again() {
-    let (scratch, (bytes, sha256)) = (Scratch::new(), file());
-    std::fs::write(scratch.path().join("file.part"), &bytes[..1000]).unwrap();
-    let server = Server::start(bytes.clone(), &[Answer::Whole]);
-    fetch(&server, &scratch, &sha256).unwrap();
-    assert_eq!(std::fs::read(scratch.path().join("file")).unwrap(), bytes);
-}
-
-#[test]
-fn a_part_longer_than_the_file_is_dropped() {
-    let (scratch, (bytes, sha256)) = (Scratch::new(), file());
-    std::fs::write(scratch.path().join("file.part"), [&bytes[..], b"more"].concat()).unwrap();
-    let server = Server::start(bytes.clone(), &[Answer::Right]);
-    fetch(&server, &scratch, &sha256).unwrap();
-    assert_eq!(server.ranges(), [range(bytes.len() + 4), None]);
-    assert_eq!(std::fs::read(scratch.path().join("file")).unwrap(), bytes);
-}
-
-#[test]
-fn a_connection_that_is_cut_is_made_again() {
-    let (scratch, (bytes, sha256)) = (Scratch::new(), file());
-    let server = Server::start(bytes.clone(), &[Answer::CutAfter(5000), Answer::CutAfter(0), Answer::Right]);
-    fetch(&server, &scratch, &sha256).unwrap();
-    assert_eq!(server.ranges(), [None, range(5000), range(5000)]);
-    assert_eq!(std::fs::read(scratch.path().join("file")).unwrap(), bytes);
-}
-
-#[test]
-fn a_server_that_gives_up_leaves_the_part_for_the_next_run() {
-    let (scratch, (bytes, sha256)) = (Scratch::new(), file());
-    let server = Server::start(bytes.clone(), &[Answer::CutAfter(5000), Answer::CutAfter(0)]);
-    let error = fetch(&server, &scratch, &sha256).unwrap_err();
-    let text = xtask::error::render(&error);
-    assert!(text.contains("broke off") && text.contains("it goes on where this one stopped"), "{text}");
-    assert_eq!(std::fs::read(scratch.path().join("file.part")).unwrap(), &bytes[..5000]);
-    assert!(!scratch.path().join("file").exists());
-}
-
-#[test]
-fn a_file_with_another_sha256_is_not_kept() {
-    let (scratch, (bytes, sha256)) = (Scratch::new(), file());
-    let server = Server::start(bytes[1..].to_vec(), &[Answer::Right]);
-    let error = fetch(&server, &scratch, &sha256).unwrap_err().to_string();
-    assert!(error.ends_with("is not the expected file, and was not kept"), "{error}");
-    assert_eq!(scratch.path().read_dir_utf8().unwrap().count(), 0);
-}
-
-#[test]
-fn a_server_that_is_not_there_is_known_at_once() {
+#[ignore = "takes a minute, and needs the package linux-source"]
+fn out_of_reach_of_kernel_org_debians_source_is_configured() {
     let scratch = Scratch::new();
+    let arguments = ["kernel", "--set", "CONFIG_MISC_FILESYSTEMS=n", "--set", "CONFIG_BTRFS_FSS=y"];
     // The discard port of loopback, where nobody listens.
-    let error = Download::begin("http://127.0.0.1:9/file", &scratch.path().join("file")).unwrap_err();
-    assert!(format!("{error:#}").contains("failed to reach `http://127.0.0.1:9/file`"), "{error:#}");
+    let mut command = scratch.xtask(&arguments);
+    let output = command.env("MICROVM_KERNEL_MIRROR", "http://127.0.0.1:9").output().unwrap();
+    let talk = texts(&output).1;
+    assert!(talk.contains("using Debian's kernel source"), "{talk}");
+    assert!(talk.contains("2 kernel config options did not take"), "{talk}");
+    let dropped = "CONFIG_EROFS_FS (kernel/microvm/30-filesystems.config:";
+    assert!(
+        talk.contains(dropped) && talk.contains("wanted y, got n; depends on MISC_FILESYSTEMS && BLOCK"),
+        "{talk}"
+    );
+    assert!(talk.contains("did you mean `CONFIG_BTRFS_FS`?"), "{talk}");
+    assert_eq!(finished(&scratch), [] as [&Utf8Path; 0]);
 }

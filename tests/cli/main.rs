@@ -5,6 +5,7 @@ mod support;
 
 mod collect;
 mod doctor;
+mod download;
 mod init;
 mod kernel;
 mod status;

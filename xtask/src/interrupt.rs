@@ -4,15 +4,21 @@
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// How often a folder is removed that keeps getting entries.
+const REMOVAL_TRIES: u32 = 100;
 
 #[derive(Default)]
 struct State {
     half_done: Vec<Utf8PathBuf>,
+    writers: Vec<Pid>,
     subscriber: Option<mpsc::Sender<i32>>,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { half_done: Vec::new(), subscriber: None });
+static STATE: Mutex<State> =
+    Mutex::new(State { half_done: Vec::new(), writers: Vec::new(), subscriber: None });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -36,9 +42,20 @@ fn handle(signal: i32) {
     {
         return;
     }
+    for pid in state.writers.drain(..) {
+        // One that has ended by itself writes no more either.
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
     for path in state.half_done.drain(..) {
-        // The way out: what cannot be removed stays under its temporary name.
-        let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        // A writer's last system call may still add to a folder. What cannot be removed stays under its temporary name.
+        for _ in 0..REMOVAL_TRIES {
+            let result =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match result {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+                _ => break,
+            }
+        }
     }
     crate::note!("\ninterrupted");
     std::process::exit(128 + signal);
@@ -47,6 +64,25 @@ fn handle(signal: i32) {
 /// Removes this file or folder if the task is interrupted.
 pub(crate) fn remove_on_interrupt(path: &Utf8Path) {
     state().half_done.push(path.to_owned());
+}
+
+/// Kills this child before half-done folders are removed, so that it does not go on filling them.
+#[derive(Debug)]
+pub(crate) struct Writer(Pid);
+
+impl Writer {
+    /// Until this value is dropped, which has to be before the child is waited for.
+    pub(crate) fn new(child: &std::process::Child) -> Writer {
+        let pid = Pid::from_child(child);
+        state().writers.push(pid);
+        Writer(pid)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        state().writers.retain(|known| *known != self.0);
+    }
 }
 
 /// This path is finished, or gone.

@@ -13,9 +13,11 @@ use crate::error::Hint as _;
 use crate::host::process::run_watched;
 use crate::{note, ui};
 
-/// Options of the recipe's own config that later kernels have and refuse, with the reason.
-const RECIPE_MAY_LACK: &[&str] = &[
-    // since Linux 6.9 only together with EFI_STUB, which the recipe's config leaves out
+/// Options of the shipped configs that some kernel versions have and refuse, with the reason.
+const MAY_LACK: &[&str] = &[
+    // before Linux 6.10 only with MODULES, which the microvm config leaves out: filters are interpreted then
+    "CONFIG_BPF_JIT",
+    // later only with EFI_STUB, which the recipe's config leaves out
     "CONFIG_AMD_MEM_ENCRYPT",
 ];
 
@@ -76,7 +78,10 @@ impl Build<'_> {
         let result = read_text(&path)?;
         bar.finish_and_clear();
 
-        let outcome = config::check(settings, &result, &Symbols::scan(self.tree), RECIPE_MAY_LACK);
+        let outcome = config::check(settings, &result, &Symbols::scan(self.tree), MAY_LACK);
+        if !outcome.lacking.is_empty() {
+            note!("this kernel goes without {}", outcome.lacking.join(" "));
+        }
         if !outcome.failures.is_empty() {
             let count = outcome.failures.len();
             let options = if count == 1 { "option" } else { "options" };
@@ -85,9 +90,6 @@ impl Build<'_> {
                 .hint(
                     "`olddefconfig` drops an option whose dependencies are not met: ask for those as well",
                 );
-        }
-        if !outcome.unknown.is_empty() {
-            note!("this kernel does not have, and goes without: {}", outcome.unknown.join(" "));
         }
         Ok(result)
     }

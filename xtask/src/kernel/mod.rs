@@ -78,6 +78,7 @@ pub fn ensure(context: &Context, request: &KernelRequest) -> anyhow::Result<Kern
     if let Some(kernel) = find(workspace, request, &plan)? {
         return publish_links(workspace, kernel);
     }
+    require_room(workspace, request)?;
     let source = source::resolve(context, request)?;
     let kernel = make(workspace, &plan, &source)
         .with_context(|| format!("failed to build the kernel `{}` from {}", plan.name, source.label))?;
@@ -123,7 +124,6 @@ fn make(workspace: &Workspace, plan: &Plan, source: &Source) -> anyhow::Result<K
         }
     };
     create_folder(&folder)?;
-    require_space(&folder, BUILD_BYTES, "the compile")?;
     let build = Build { tree: &tree, folder: &folder };
     let config = build.configure(plan.base, &plan.settings)?;
 
@@ -158,6 +158,17 @@ fn make(workspace: &Workspace, plan: &Plan, source: &Source) -> anyhow::Result<K
         remove_leftovers(&scratch, &[])?;
     }
     Ok(kernel)
+}
+
+/// Room for everything, asked for before a download starts; a tree that is unpacked already needs less.
+fn require_room(workspace: &Workspace, request: &KernelRequest) -> anyhow::Result<()> {
+    let scratch = workspace.kernel_builds();
+    create_folder(&scratch)?;
+    let is_tree = matches!(&request.source, SourceChoice::Path(path) if path.is_dir());
+    let is_unpacked =
+        scratch.read_dir_utf8()?.flatten().any(|entry| entry.file_name().starts_with("source-"));
+    let unpacked = if is_tree || is_unpacked { 0 } else { tree::UNPACKED_BYTES };
+    require_space(&scratch, unpacked + BUILD_BYTES, "building a kernel")
 }
 
 /// Removes unpacked trees and their builds, whole or half, but for those named. Folders of a user's tree stay.

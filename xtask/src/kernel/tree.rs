@@ -1,6 +1,6 @@
 //! Unpacked kernel trees: made from a tarball, looked at, identified.
 
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Read as _, Seek as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 
@@ -13,11 +13,12 @@ use super::source::decompression_option;
 use crate::artifact::{Staged, create_folder, read_text, require_space};
 use crate::error::Hint as _;
 use crate::host::{process, tools};
+use crate::interrupt::Writer;
 use crate::ui;
 use crate::workspace::hex;
 
 /// A kernel tree with some room (Linux 6.12: 1.5 GiB).
-const UNPACKED_BYTES: u64 = 1_800 << 20;
+pub const UNPACKED_BYTES: u64 = 1_800 << 20;
 
 /// Unpacks a tarball to `destination`, which appears whole or not at all.
 pub fn unpack(tarball: &Utf8Path, destination: &Utf8Path) -> anyhow::Result<()> {
@@ -49,21 +50,22 @@ fn run_tar(tarball: &Utf8Path, option: Option<&str>, folder: &Utf8Path) -> anyho
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(complaints.try_clone()?);
     process::die_with(&mut command, rustix::process::getpid(), Signal::TERM);
     let mut tar = command.spawn().context("failed to start `tar`")?;
+    let writer = Writer::new(&tar);
 
     let bar = ui::byte_bar(&format!("unpacking {}", tarball.file_name().unwrap_or_default()), Some(bytes));
-    if let Some(mut pipe) = tar.stdin.take() {
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            let count = file.read(&mut buffer)?;
-            // A tar that stops reading has something to say.
-            if count == 0 || pipe.write_all(&buffer[..count]).is_err() {
-                break;
-            }
-            bar.inc(count as u64);
-        }
-    }
+    let reading = tar.stdin.take().map_or(Ok(0), |mut pipe| {
+        let mut reader = bar.wrap_read(&mut file);
+        // A tar that stops reading has something to say, and a file that cannot be read ends too early for it.
+        std::io::copy(&mut reader, &mut pipe).or_else(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Ok(0),
+            _ => Err(error),
+        })
+    });
+    // Extracting goes on after the last byte was given, for what is in the pipe.
+    drop(writer);
     let status = tar.wait().context("failed to wait for `tar`")?;
     bar.finish_and_clear();
+    reading.context("failed to read it")?;
     if !status.success() {
         let mut text = String::new();
         complaints.rewind()?;
