@@ -41,10 +41,14 @@ impl Server {
         std::thread::spawn(move || {
             for (index, stream) in listener.incoming().enumerate() {
                 let answer = answers[index.min(answers.len() - 1)];
-                let Some(request) = serve(stream.unwrap(), &file, answer) else { continue };
+                let mut stream = stream.unwrap();
+                let Some(request) = read_request(&stream) else { continue };
+                let start = request.start();
+                // Noted before it is answered, so that whoever has the answer finds it noted.
                 if sender.send(request).is_err() {
                     return;
                 }
+                give_answer(&mut stream, &file, answer, start);
             }
         });
         Server { url, requests }
@@ -61,17 +65,26 @@ impl Server {
     }
 }
 
+impl Request {
+    /// Of `bytes=START-`.
+    fn start(&self) -> Option<usize> {
+        self.range.as_deref()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+    }
+}
+
 /// One request for each connection. `None` where the client asked for nothing.
-fn serve(mut stream: TcpStream, file: &[u8], answer: Answer) -> Option<Request> {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+fn read_request(stream: &TcpStream) -> Option<Request> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let path = lines.next()?.split(' ').nth(1)?.to_owned();
     let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let range = headers.iter().find_map(|line| {
         let (name, value) = line.split_once(": ")?;
         name.eq_ignore_ascii_case("range").then(|| value.to_owned())
     });
-    let start: Option<usize> =
-        range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    Some(Request { path, range })
+}
+
+fn give_answer(stream: &mut TcpStream, file: &[u8], answer: Answer, start: Option<usize>) {
     let size = file.len();
     let (status, extra, body) = match (answer, start) {
         (Answer::Status(status), _) => (status, String::new(), &[][..]),
@@ -90,5 +103,4 @@ fn serve(mut stream: TcpStream, file: &[u8], answer: Answer) -> Option<Request> 
     // A client may go away at any time.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent));
     let _ = stream.shutdown(Shutdown::Write);
-    Some(Request { path, range })
 }
