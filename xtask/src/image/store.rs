@@ -126,6 +126,15 @@ impl<'a> Store<'a> {
         fs::read_to_string(self.memory(identity)).ok().filter(|text| text.starts_with("sha256:"))
     }
 
+    /// When a source was last found to have this digest.
+    pub fn last_seen(&self, digest: &str) -> Option<SystemTime> {
+        let memories = self.workspace.cache().join("sources").read_dir_utf8().ok()?.flatten();
+        memories
+            .filter(|memory| fs::read_to_string(memory.path()).is_ok_and(|known| known == digest))
+            .filter_map(|memory| memory.metadata().and_then(|metadata| metadata.modified()).ok())
+            .max()
+    }
+
     /// Remembers a source's digest.
     pub fn remember(&self, identity: &str, digest: &str) -> anyhow::Result<()> {
         write_whole(&self.memory(identity), digest.as_bytes())

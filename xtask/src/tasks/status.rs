@@ -119,21 +119,24 @@ fn is_cached(workspace: &Workspace, link: &Utf8Path) -> bool {
 }
 
 fn image_rows(workspace: &Workspace) -> Vec<Row> {
-    let disks = Store::new(workspace).disks();
+    let store = Store::new(workspace);
+    let disks = store.disks();
     if disks.is_empty() {
         return vec![Row { kind: "image", what: String::new(), state: State::Missing }];
     }
-    disks.iter().map(|disk| image_row(workspace.root(), disk)).collect()
+    disks.iter().map(|disk| image_row(workspace.root(), disk, store.last_seen(&disk.record.digest))).collect()
 }
 
-fn image_row(checkout: &Utf8Path, disk: &CachedDisk) -> Row {
+/// `last_seen` is when the source was last found to give this disk: a file that was written later may give another.
+fn image_row(checkout: &Utf8Path, disk: &CachedDisk, last_seen: Option<SystemTime>) -> Row {
     let record = &disk.record;
     let made = SystemTime::UNIX_EPOCH + Duration::from_secs(record.created);
+    let made = last_seen.map_or(made, |seen| seen.max(made));
     let has_changed = source_path(checkout, &record.source)
         .and_then(|path| newest_change(&path, 0))
         .is_some_and(|changed| changed > made + Duration::from_secs(1));
     let state = if has_changed {
-        State::Stale(disk.age(), "its source has changed")
+        State::Stale(disk.age(), "its source was written since")
     } else {
         State::Current(disk.age())
     };
@@ -214,7 +217,7 @@ mod tests {
         };
         let state = |created| {
             let disk = CachedDisk { folder: folder.to_owned(), record: record(created) };
-            image_row(folder, &disk).state
+            image_row(folder, &disk, None).state
         };
         let now = crate::image::store::now();
         assert!(matches!(state(now + 5), State::Current(_)));
