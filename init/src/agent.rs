@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use init::protocol::{
     Decoder, Frame, HEADER, MACHINE_CHANNEL, MAIN_CHANNEL, MAX_PAYLOAD, Message, PORT_NAME, VERSION,
 };
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, read, write};
 
@@ -52,13 +52,15 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A host is there, as the port shows it.
+    /// A host is there; it is greeted once.
     fn connect(&mut self) {
-        self.connected = true;
-        self.put_first(Frame::new(MACHINE_CHANNEL, Message::Hello { version: VERSION }));
+        if !self.connected {
+            self.connected = true;
+            self.put_first(Frame::new(MACHINE_CHANNEL, Message::Hello { version: VERSION }));
+        }
     }
 
-    /// The host is gone, as the port shows it.
+    /// The host is gone.
     fn disconnect(&mut self) -> Option<Heard> {
         let greeted = std::mem::take(&mut self.greeted);
         self.connected = false;
@@ -81,8 +83,8 @@ impl Session {
                         let rest = std::mem::take(&mut self.decoder);
                         heard.extend(self.disconnect());
                         self.decoder = rest;
-                        self.connect();
                     }
+                    self.connect();
                     if version == VERSION {
                         self.greeted = true;
                         heard.push(Heard::Begun);
@@ -164,6 +166,8 @@ pub(crate) struct Agent {
     /// would spin on; its edges still tell when a host comes.
     watch: OwnedFd,
     session: Session,
+    /// The kernel has said that a host is connected.
+    open: bool,
     writable: bool,
     last_progress: Instant,
     incoming: Vec<u8>,
@@ -198,6 +202,7 @@ impl Agent {
             port,
             watch,
             session: Session::default(),
+            open: false,
             writable: true,
             last_progress: Instant::now(),
             incoming: vec![0; PORT_WRITE],
@@ -245,29 +250,31 @@ impl Agent {
     pub(crate) fn hear(&mut self) -> Vec<Heard> {
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 1];
-        let no_wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
         let _ = epoll::wait(&self.watch, &mut events, Some(&no_wait));
         self.writable = true;
+        let flags = events[0].flags;
+        if self.open && flags == epoll::EventFlags::OUT {
+            return Vec::new();
+        }
 
         let mut heard = Vec::new();
         loop {
             match read(&self.port, &mut self.incoming[..]) {
-                // The port's end of file: no host is connected.
                 Ok(0) => {
-                    heard.extend(self.session.disconnect());
+                    // The kernel says that no host is connected. It can be late: a new host's hello may arrive
+                    // before the word that there is one.
+                    let was_open = std::mem::take(&mut self.open);
+                    if was_open && !heard.contains(&Heard::Begun) {
+                        heard.extend(self.session.disconnect());
+                    }
                     return heard;
                 }
-                Ok(count) => {
-                    if !self.session.connected {
-                        self.session.connect();
-                    }
-                    heard.extend(self.session.receive(&self.incoming[..count]));
-                }
+                Ok(count) => heard.extend(self.session.receive(&self.incoming[..count])),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    if !self.session.connected {
-                        self.session.connect();
-                    }
+                    self.open = true;
+                    self.session.connect();
                     return heard;
                 }
                 Err(e) => {
@@ -305,4 +312,118 @@ fn find_port() -> Option<PathBuf> {
         std::fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim_end() == PORT_NAME)
     })?;
     Some(PathBuf::from("/dev").join(port.file_name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use init::protocol::{Failure, Stream};
+
+    use super::*;
+
+    fn hello(version: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Frame::new(MACHINE_CHANNEL, Message::Hello { version }).encode(&mut bytes);
+        bytes
+    }
+
+    /// Everything that the session would write now.
+    fn said(session: &mut Session) -> Vec<Frame> {
+        let (mut out, mut decoder, mut frames) = (Vec::new(), Decoder::default(), Vec::new());
+        loop {
+            let count = session.next_write(&mut out);
+            if count == 0 {
+                return frames;
+            }
+            assert!(out.len() <= PORT_WRITE);
+            session.sent(count);
+            decoder.push(&out);
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                frames.push(frame);
+            }
+        }
+    }
+
+    fn data(bytes: usize) -> Message {
+        Message::Data(Stream::Stdout, vec![0; bytes])
+    }
+
+    #[test]
+    fn nothing_but_a_hello_goes_to_a_host_that_has_said_none() {
+        let mut session = Session::default();
+        session.send(Frame::new(MAIN_CHANNEL, Message::Exited { code: 3 }));
+        session.send(Frame::new(7, Message::Exited { code: 4 }));
+        assert_eq!(said(&mut session), []);
+        session.connect();
+        session.connect();
+        let ours = Frame::new(MACHINE_CHANNEL, Message::Hello { version: VERSION });
+        assert_eq!(said(&mut session), [ours]);
+        assert_eq!(session.receive(&hello(VERSION + 1)), []);
+        assert_eq!(said(&mut session), []);
+        assert_eq!(session.receive(&hello(VERSION)), [Heard::Begun]);
+        assert_eq!(said(&mut session), [Frame::new(MAIN_CHANNEL, Message::Exited { code: 3 })]);
+        assert_eq!(session.queued_bytes, 0);
+    }
+
+    #[test]
+    fn the_next_host_hears_what_the_main_process_said() {
+        let mut session = Session::default();
+        session.connect();
+        session.receive(&hello(VERSION));
+        said(&mut session);
+        for channel in [MAIN_CHANNEL, 5] {
+            session.send(Frame::new(channel, Message::Started { pid: 1 }));
+            session.send(Frame::new(channel, data(10)));
+            session.send(Frame::new(channel, Message::Failed(Failure { code: 1, message: "x".into() })));
+        }
+        assert_eq!(session.disconnect(), Some(Heard::Ended));
+        assert_eq!(session.disconnect(), None);
+        // Its hello may come before the port shows it.
+        assert_eq!(session.receive(&hello(VERSION)), [Heard::Begun]);
+        session.put_first(Frame::new(MAIN_CHANNEL, Message::Started { pid: 1 }));
+        session.connect();
+        let kinds: Vec<_> =
+            said(&mut session).into_iter().map(|frame| (frame.channel, frame.message)).collect();
+        assert_eq!(kinds.len(), 4);
+        assert_eq!(kinds[0], (MACHINE_CHANNEL, Message::Hello { version: VERSION }));
+        assert_eq!(kinds[1], (MAIN_CHANNEL, Message::Started { pid: 1 }));
+        assert_eq!(kinds[2], (MAIN_CHANNEL, data(10)));
+        assert_eq!(session.queued_bytes, 0);
+    }
+
+    #[test]
+    fn a_second_hello_is_another_host() {
+        let mut session = Session::default();
+        session.connect();
+        let mut bytes = hello(VERSION);
+        bytes.extend(hello(VERSION));
+        Frame::new(9, Message::Close).encode(&mut bytes);
+        let close = Heard::Frame(Frame::new(9, Message::Close));
+        assert_eq!(session.receive(&bytes), [Heard::Begun, Heard::Ended, Heard::Begun, close]);
+        let ours = Frame::new(MACHINE_CHANNEL, Message::Hello { version: VERSION });
+        assert_eq!(said(&mut session), [ours]);
+    }
+
+    #[test]
+    fn a_host_that_talks_nonsense_has_to_say_hello_again() {
+        let mut session = Session::default();
+        session.connect();
+        session.receive(&hello(VERSION));
+        assert_eq!(session.receive(&[0xff; 20]), [Heard::Ended]);
+        let mut bytes = Vec::new();
+        Frame::new(9, Message::Close).encode(&mut bytes);
+        assert_eq!(session.receive(&bytes), []);
+        assert_eq!(session.receive(&hello(VERSION)), [Heard::Begun]);
+    }
+
+    #[test]
+    fn writes_are_whole_frames_of_bounded_size() {
+        let mut session = Session::default();
+        session.connect();
+        session.receive(&hello(VERSION));
+        for size in [PIECE, 1, PIECE, 100, PIECE - 200, 0, PIECE] {
+            session.send(Frame::new(4, data(size)));
+        }
+        let sizes: Vec<usize> = said(&mut session).iter().skip(1).map(|frame| size(frame) - HEADER).collect();
+        assert_eq!(sizes, [PIECE, 1, PIECE, 100, PIECE - 200, 0, PIECE]);
+    }
 }

@@ -85,9 +85,10 @@ pub enum Message {
     Credit(Stream, u32),
     /// Host to guest: the terminal's size changed.
     Resize(WindowSize),
-    /// Host to guest: send this signal (number) to the process.
+    /// Host to guest: send this signal (number): to the main process itself, to another's whole process group.
     Signal(i32),
-    /// Host to guest: nobody listens any more; end the process's session and close the channel.
+    /// Host to guest: nobody listens any more; end the process, its descendants and their sessions. The channel is
+    /// closed and hears nothing more. The main process goes on regardless.
     Close,
     /// Guest to host: the process ended and all its output was sent; the channel is closed.
     Exited {
@@ -133,14 +134,17 @@ pub enum Program {
     Command(Command),
     /// The image's best shell, as a login user would get it; an error names what was looked for.
     Shell(Command),
-    /// Writes a tar stream of this guest path to standard output; needs no program in the image.
+    /// Writes a tar stream of this guest path to standard output; needs no program in the image. Entries are named
+    /// after the path's base name, or `.` for `PATH/.`. Ends with code 127 if there is no such path, with 1 and the
+    /// cause on standard error for any other failure.
     TarOut {
         /// Guest path, as bytes.
         path: Vec<u8>,
         /// Follow a symbolic link at the path itself.
         follow: bool,
     },
-    /// Reads a tar stream from standard input into this guest path; needs no program in the image.
+    /// Reads a tar stream from standard input into this guest directory, which exists; needs no program in the
+    /// image. Nothing is written outside of it. Ends with the same codes.
     TarIn {
         /// Guest path, as bytes.
         path: Vec<u8>,
