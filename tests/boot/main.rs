@@ -3,6 +3,7 @@
 mod collected;
 mod failures;
 mod hello;
+mod kernel;
 mod nginx;
 mod world;
 

@@ -1,7 +1,7 @@
 //! `kernel`: what is refused, and what a build leaves behind.
 //!
-//! Builds here are of a tree of a few lines, which stands where a kernel of 1.5 GiB would; `tests/boot` builds and
-//! boots the real one.
+//! Builds here are of a tree of a few lines, which stands where a kernel of 1.5 GiB would; `tests/boot` has the
+//! real one.
 
 use std::process::{Child, Command, Stdio};
 
@@ -382,25 +382,4 @@ fn a_tarball_that_ends_too_early_leaves_no_tree() {
     assert_eq!(output.status.code(), Some(125));
     assert!(talk.contains(&format!("failed to unpack `{tarball}`")), "{talk}");
     assert_eq!(scratch.cache().join("kernel-builds").read_dir_utf8().unwrap().count(), 0);
-}
-
-/// The real Kconfig of the distribution's kernel: the one test here that unpacks 1.5 GiB.
-#[test]
-#[ignore = "takes a minute, and needs the package linux-source"]
-fn out_of_reach_of_kernel_org_debians_source_is_configured() {
-    let scratch = Scratch::new();
-    let arguments = ["kernel", "--set", "CONFIG_MISC_FILESYSTEMS=n", "--set", "CONFIG_BTRFS_FSS=y"];
-    // The discard port of loopback, where nobody listens.
-    let mut command = scratch.xtask(&arguments);
-    let output = command.env("MICROVM_KERNEL_MIRROR", "http://127.0.0.1:9").output().unwrap();
-    let talk = texts(&output).1;
-    assert!(talk.contains("using Debian's kernel source"), "{talk}");
-    assert!(talk.contains("2 kernel config options did not take"), "{talk}");
-    let dropped = "CONFIG_EROFS_FS (kernel/microvm/30-filesystems.config:";
-    assert!(
-        talk.contains(dropped) && talk.contains("wanted y, got n; depends on MISC_FILESYSTEMS && BLOCK"),
-        "{talk}"
-    );
-    assert!(talk.contains("did you mean `CONFIG_BTRFS_FS`?"), "{talk}");
-    assert_eq!(finished(&scratch), [] as [&Utf8Path; 0]);
 }

@@ -32,8 +32,12 @@ impl TestArgs {
             init::ensure(context)?;
             let script = context.workspace.scripts_folder().join("stand-in-base");
             let folder = context.workspace.cache().join("stand-in");
-            run_watched("the script `stand-in-base`", &duct::cmd!(script.as_std_path(), folder.as_str()), |_| {})
-                .context("failed to make the base image for the tests")?;
+            run_watched(
+                "the script `stand-in-base`",
+                &duct::cmd!(script.as_std_path(), folder.as_str()),
+                |_| {},
+            )
+            .context("failed to make the base image for the tests")?;
         }
         let mut words = vec!["test".to_owned(), "--workspace".to_owned()];
         if self.quick {
