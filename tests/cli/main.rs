@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod boot;
 mod collect;
 mod doctor;
 mod download;

@@ -120,7 +120,7 @@ impl BuildContext {
     }
 }
 
-fn find_dockerfile(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
+pub(super) fn find_dockerfile(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
     let metadata = fs::metadata(path).with_context(|| nearest::describe(path))?;
     if !metadata.is_dir() {
         ensure!(metadata.is_file(), "`{path}` is neither a Dockerfile nor a folder");

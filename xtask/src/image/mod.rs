@@ -99,6 +99,20 @@ pub struct BootImage {
     pub config: ImageConfig,
 }
 
+/// Looks whether a source that is a file is there, before anything slow is done for it. Errors name the nearest file.
+pub fn check(source: &Source) -> anyhow::Result<()> {
+    match source {
+        Source::Dockerfile(path) => dockerfile::find_dockerfile(path).map(drop),
+        Source::DockerArchive(path, _)
+        | Source::OciArchive(path, _)
+        | Source::Oci(path, _)
+        | Source::Rootfs(path) => std::fs::metadata(path).map(drop).with_context(|| nearest::describe(path)),
+        Source::Registry(_) | Source::ContainersStorage(_) | Source::DockerDaemon(_) | Source::Stdin => {
+            Ok(())
+        }
+    }
+}
+
 /// The disk of an image, made now or found in the cache. `init_binary` is PID 1, for Dockerfiles that copy it.
 pub fn ensure(
     context: &Context,

@@ -269,10 +269,12 @@ impl BootArgs {
     }
 
     fn source(&self, context: &Context) -> anyhow::Result<Source> {
-        match &self.source {
-            Some(source) => source.parse(),
-            None => Ok(Source::Dockerfile(context.workspace.root().join(DEFAULT_IMAGE))),
-        }
+        let source = match &self.source {
+            Some(source) => source.parse()?,
+            None => Source::Dockerfile(context.workspace.root().join(DEFAULT_IMAGE)),
+        };
+        image::check(&source)?;
+        Ok(source)
     }
 
     fn settled_ports(&self, is_default: bool) -> anyhow::Result<Vec<PublishedPort>> {

@@ -163,3 +163,78 @@ fn plan9(words: &mut Words, index: usize, share: &Share) {
     words.add("-fsdev", fsdev);
     words.add("-device", format!("virtio-9p-device,fsdev=fs{index},mount_tag={}", value(&share.tag)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::machine::static_address;
+
+    fn machine() -> Machine {
+        Machine {
+            kernel: "/cache/vmlinux".into(),
+            initramfs: Some("/run/initramfs.cpio".into()),
+            kernel_arguments: vec![static_address("web")],
+            accelerator: Accelerator::Tcg,
+            memory_mib: 256,
+            cpus: 1,
+            agent_socket: Some("/run/agent.sock".into()),
+            disks: vec![Disk {
+                path: "/cache/overlay.qcow2".into(),
+                format: crate::vm::machine::DiskFormat::Qcow2,
+                read_only: false,
+                snapshot: false,
+            }],
+            shares: Vec::new(),
+            network: Network::User { ports: vec!["8080:80".parse().unwrap()] },
+            gdb_port: None,
+        }
+    }
+
+    fn command_line(machine: &Machine) -> String {
+        paste(PROGRAM, &arguments(machine))
+    }
+
+    #[test]
+    fn a_web_server() {
+        insta::assert_snapshot!(command_line(&machine()));
+    }
+
+    #[test]
+    fn a_machine_with_everything() {
+        let volume = Disk {
+            path: "/volumes/a,b".into(),
+            format: crate::vm::machine::DiskFormat::Raw,
+            read_only: true,
+            snapshot: true,
+        };
+        let share = Share { tag: "share0".into(), path: "/home/me/my site".into(), read_only: true };
+        let ports = vec!["0.0.0.0:53:53/udp".parse().unwrap(), "[::1]:8443:443".parse().unwrap()];
+        let mut everything = machine();
+        everything.disks.push(volume);
+        everything.shares.push(share);
+        everything.network = Network::User { ports };
+        everything.accelerator = Accelerator::Kvm;
+        everything.cpus = 4;
+        everything.gdb_port = Some(1234);
+        insta::assert_snapshot!(command_line(&everything));
+    }
+
+    #[test]
+    fn a_disk_with_an_init_of_its_own() {
+        let recipe = Machine {
+            initramfs: None,
+            agent_socket: None,
+            network: Network::None,
+            kernel_arguments: Vec::new(),
+            ..machine()
+        };
+        insta::assert_snapshot!(command_line(&recipe));
+    }
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_split_them() {
+        assert_eq!(quote("a=b,c:/d"), "a=b,c:/d");
+        assert_eq!(quote("it's a $HOME"), r"'it'\''s a $HOME'");
+        assert_eq!(quote(""), "''");
+    }
+}
