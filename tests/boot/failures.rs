@@ -73,3 +73,37 @@ fn a_port_in_use_is_named_with_its_holder() {
     assert!(talk.starts_with(&format!("error: port {port} is in use by ")), "{talk}");
     assert_eq!(code, Some(125));
 }
+
+/// The QEMU that a process started, once there is one.
+fn qemu_of(boot: u32) -> u32 {
+    let deadline = std::time::Instant::now() + crate::world::DEADLINE;
+    loop {
+        let children = fs::read_to_string(format!("/proc/{boot}/task/{boot}/children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            if name.starts_with("qemu-system") {
+                return child.parse().unwrap();
+            }
+        }
+        assert!(std::time::Instant::now() < deadline, "boot never started QEMU");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn killing_boot_leaves_no_qemu_behind() {
+    let mut boot = xtask(&["boot", "images/hello", "--", "sleep", "1000"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let qemu = qemu_of(boot.id());
+    boot.kill().unwrap();
+    boot.wait().unwrap();
+    // A process that has ended may wait for its new parent to take notice (state Z).
+    let has_ended = || match fs::read_to_string(format!("/proc/{qemu}/stat")) {
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(_) => true,
+    };
+    crate::support::wait_until("QEMU has ended", has_ended);
+}
