@@ -112,6 +112,7 @@ pub const TOOLS: &[Tool] = &[
     program("mmdebstrap", "mmdebstrap", &[Test]),
     program("sshd", "openssh-server", &[Test]),
     program("ssh-keygen", "openssh-client", &[Test]),
+    program("cpio", "cpio", &[Test]),
     program("curl", "curl", &[Test]),
     program("e2fsck", "e2fsprogs", &[Test]),
 ];

@@ -125,12 +125,9 @@ mod tests {
         assert_eq!(&both.concat()[both[0].len()..][..6], b"070701");
     }
 
-    /// GNU cpio, where there is one, reads the same entries.
+    /// GNU cpio reads the same entries.
     #[test]
     fn another_reader_agrees() {
-        if crate::host::tools::find("cpio").is_none() {
-            return;
-        }
         let folder = tempfile::tempdir().unwrap();
         duct::cmd!("cpio", "--extract", "--quiet")
             .stdin_bytes(archive(&ENTRIES[..1]).into_iter().collect::<Vec<_>>())
