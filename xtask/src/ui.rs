@@ -99,3 +99,16 @@ pub fn spinner(what: &str) -> ProgressBar {
 pub fn human_bytes(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
+
+/// `3 days`, `5 minutes`, `just now`.
+pub fn human_age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let units = [("day", 86400), ("hour", 3600), ("minute", 60)];
+    match units.iter().find(|(_, length)| seconds >= *length) {
+        Some((unit, length)) => {
+            let count = seconds / length;
+            format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+        }
+        None => "just now".to_owned(),
+    }
+}

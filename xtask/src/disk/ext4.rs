@@ -304,45 +304,48 @@ fn sparse_declaration(content: &Content) -> Vec<SparseSeg> {
 
 /// Copies a file's stored parts to its blocks. `extents` are the disk's ranges for [`block_segments`], in order.
 fn copy_content(content: &Content, layer: &Layer, disk: &File, extents: &[(u64, u64)]) -> anyhow::Result<()> {
-    let mut map = BlockMap { extents, rounded: block_segments(content) };
     let whole = [Segment { offset: 0, length: content.size }];
+    let places = places(&block_segments(content), extents);
+    let mut places = places.iter().peekable();
     let mut stored_at = content.offset;
     for part in content.sparse.as_deref().unwrap_or(&whole) {
         let (mut at, mut left) = (part.offset, part.length);
         while left > 0 {
-            let (place, room) = map.place(at).context("a file's blocks and its contents disagree")?;
-            let length = left.min(room);
-            copy::range(&layer.file, stored_at, disk, place, length)?;
+            // Both go upwards: what lies before this part is done with.
+            let place = places.peek().context("a file's blocks and its contents disagree")?;
+            let Some(into) = at.checked_sub(place.offset).filter(|&into| into < place.length) else {
+                places.next();
+                continue;
+            };
+            let length = left.min(place.length - into);
+            copy::range(&layer.file, stored_at, disk, place.on_disk + into, length)?;
             (at, left, stored_at) = (at + length, left - length, stored_at + length);
         }
     }
     Ok(())
 }
 
-struct BlockMap<'a> {
-    extents: &'a [(u64, u64)],
-    rounded: Vec<Segment>,
+/// A range of a file that is in one piece on the disk.
+struct Place {
+    offset: u64,
+    length: u64,
+    on_disk: u64,
 }
 
-impl BlockMap<'_> {
-    /// Where on the disk a byte of the file is, and how many follow it there.
-    fn place(&mut self, offset: u64) -> Option<(u64, u64)> {
-        // How many bytes of the file with blocks come before this one.
-        let mut before = 0;
-        let part = self.rounded.iter().find(|part| {
-            let is_here = (part.offset..part.offset + part.length).contains(&offset);
-            before += if is_here { 0 } else { part.length };
-            is_here
-        })?;
-        let mut ordinal = before + (offset - part.offset);
-        for &(place, length) in self.extents {
-            if ordinal < length {
-                return Some((place + ordinal, length - ordinal));
-            }
-            ordinal -= length;
+fn places(segments: &[Segment], extents: &[(u64, u64)]) -> Vec<Place> {
+    let mut places = Vec::with_capacity(extents.len());
+    let mut extents = extents.iter().copied();
+    let mut extent = extents.next();
+    for segment in segments {
+        let (mut offset, end) = (segment.offset, segment.offset + segment.length);
+        while let Some((on_disk, room)) = extent.filter(|_| offset < end) {
+            let length = room.min(end - offset);
+            places.push(Place { offset, length, on_disk });
+            offset += length;
+            extent = if room > length { Some((on_disk + length, room - length)) } else { extents.next() };
         }
-        None
     }
+    places
 }
 
 /// Positioned writes; zeros are what a sparse file has anyway.

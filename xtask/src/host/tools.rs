@@ -115,6 +115,12 @@ pub const TOOLS: &[Tool] = &[
     program("cpio", "cpio", &[Test]),
     program("curl", "curl", &[Test]),
     program("e2fsck", "e2fsprogs", &[Test]),
+    // a real registry, what fills it, and another's reading of the same layers
+    program("docker-registry", "docker-registry", &[Test]),
+    program("skopeo", "skopeo", &[Test]),
+    program("umoci", "umoci", &[Test]),
+    program("openssl", "openssl", &[Test]),
+    program("htpasswd", "apache2-utils", &[Test]),
 ];
 
 /// A user's PATH on Debian lacks these, and some tools live there (mke2fs, sshd).

@@ -8,6 +8,7 @@ pub mod acl;
 pub mod archive;
 pub mod blob;
 pub mod builder;
+pub mod cleanup;
 pub mod config;
 pub mod dockerfile;
 pub mod dockerignore;
@@ -19,6 +20,7 @@ pub mod oci;
 mod plan;
 pub mod reference;
 pub mod registry;
+pub mod rootfs_tar;
 pub mod source;
 pub mod store;
 pub mod tree;
@@ -28,6 +30,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::artifact::{Lock, Staged, create_folder};
 use crate::error::{Hint as _, usage};
+use crate::host::tools::Purpose;
 use crate::tasks::Context;
 use crate::{disk, ui};
 
@@ -120,6 +123,9 @@ pub fn ensure(
     init_binary: &Utf8Path,
 ) -> anyhow::Result<BootImage> {
     let store = Store::new(&context.workspace);
+    if request.mkfs == Mkfs::VirtMakeFs {
+        context.require(&[Purpose::Guestfs])?;
+    }
     let name = request.name.clone().unwrap_or_else(|| request.source.short_name());
     check_name(&name)?;
     let plan = Plan::new(context, request, init_binary)?;
@@ -222,14 +228,19 @@ fn convert(image: &Image, path: &Utf8Path, request: &ImageRequest) -> anyhow::Re
                     disk::size::at_least(demand.minimum_size())
                 ))?;
             }
-            Mkfs::VirtMakeFs => todo_virt_make_fs()?,
+            Mkfs::VirtMakeFs => {
+                let tar = path.with_extension("tar");
+                let file =
+                    std::fs::File::create(&tar).with_context(|| format!("failed to create `{tar}`"))?;
+                let mut buffered = std::io::BufWriter::with_capacity(128 * 1024, file);
+                rootfs_tar::write(&tree, &image.layers, &mut buffered)?;
+                std::io::Write::flush(&mut buffered).with_context(|| format!("failed to write `{tar}`"))?;
+                disk::guestfs::make(&tar, path, size)?;
+                crate::artifact::remove_any(&tar)?;
+            }
         }
         let digest =
             verified.join().map_err(|_| anyhow::anyhow!("the check of the layers' digests has failed"))??;
         Ok((size, digest))
     })
-}
-
-fn todo_virt_make_fs() -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
 }

@@ -82,7 +82,12 @@ impl<'a> Store<'a> {
 
     /// Layers that came from registries.
     pub fn blobs(&self) -> Blobs {
-        Blobs::new(self.workspace.cache().join("blobs"))
+        Blobs::new(self.blobs_folder())
+    }
+
+    /// Where they are kept.
+    pub fn blobs_folder(&self) -> Utf8PathBuf {
+        self.workspace.cache().join("blobs")
     }
 
     /// The lock for making one artifact.

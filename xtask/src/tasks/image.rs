@@ -1,20 +1,27 @@
 //! `image`: makes a bootable disk of a container image, and keeps the cache of such disks.
 
 use camino::Utf8PathBuf;
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::Context;
 use crate::image::builder::Builder;
-use crate::image::{self, ImageRequest, Mkfs, Source, export};
+use crate::image::store::Store;
+use crate::image::{self, ImageRequest, Mkfs, Source, cleanup, export};
+use crate::ui::{human_age, human_bytes};
 use crate::{disk, note};
 
-/// Make a bootable disk of a container image
+/// Make a bootable disk of a container image, or look after the cache of such disks
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct ImageArgs {
+    #[command(subcommand)]
+    action: Option<Action>,
+
     /// Where the image comes from: a Dockerfile or its folder, NAME[:TAG] or docker://NAME,
     /// docker-archive:FILE, oci-archive:FILE, oci:FOLDER, containers-storage:NAME, docker-daemon:NAME,
     /// rootfs:FILE, or `-` for an archive on standard input
-    source: Source,
+    #[arg(required = true)]
+    source: Option<Source>,
 
     #[command(flatten)]
     options: ImageOptions,
@@ -77,15 +84,67 @@ impl ImageOptions {
     }
 }
 
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List the disks in the cache
+    Ls,
+    /// Remove disks from the cache
+    Rm {
+        /// Names as `ls` shows them, or the first digits of digests
+        #[arg(required = true)]
+        name: Vec<String>,
+    },
+    /// Remove replaced disks, and what killed tasks have left
+    Prune {
+        /// Remove every disk and every pulled layer that no machine uses
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+impl Action {
+    fn run(&self, context: &Context) -> anyhow::Result<u8> {
+        let freed = match self {
+            Action::Ls => {
+                list(context);
+                return Ok(0);
+            }
+            Action::Rm { name } => cleanup::remove(&context.workspace, name)?,
+            Action::Prune { all } => cleanup::prune(&context.workspace, *all)?,
+        };
+        note!("freed {}", human_bytes(freed));
+        Ok(0)
+    }
+}
+
+fn list(context: &Context) {
+    println!("{:20} {:14} {:>10} {:>10}  {:12} SOURCE", "NAME", "DIGEST", "SIZE", "ON DISK", "AGE");
+    for disk in Store::new(&context.workspace).disks() {
+        let record = &disk.record;
+        println!(
+            "{:20} {:14} {:>10} {:>10}  {:12} {}",
+            record.name,
+            record.digest.trim_start_matches("sha256:").get(..12).unwrap_or(&record.digest),
+            human_bytes(record.size),
+            human_bytes(cleanup::space(&disk.folder)),
+            human_age(disk.age()),
+            record.source
+        );
+    }
+}
+
 impl ImageArgs {
     /// Runs the task.
     pub fn run(self, context: &Context) -> anyhow::Result<u8> {
+        let Some(source) = self.source else {
+            return self.action.map_or(Ok(0), |action| action.run(context));
+        };
         // Only a Dockerfile can copy it.
-        let init_binary = match self.source {
+        let init_binary = match source {
             Source::Dockerfile(_) => crate::init::ensure(context)?.binary,
             _ => Utf8PathBuf::new(),
         };
-        let image = image::ensure(context, &self.options.request(self.source), &init_binary)?;
+        let image = image::ensure(context, &self.options.request(source), &init_binary)?;
         if let Some(output) = &self.output {
             export::write(&image, output, self.format)?;
             note!("wrote `{output}`");

@@ -1,0 +1,112 @@
+//! Writes a tree as one tar, for tools that take nothing else.
+
+use std::collections::HashMap;
+use std::io::Write;
+
+use anyhow::Context as _;
+use tar_core::EntryType;
+use tar_core::builder::EntryBuilder;
+
+use super::blob::RangeReader;
+use super::layer::{Content, Layer, Metadata, Segment, display};
+use super::tree::{Inode, InodeId, Kind, ROOT, Tree};
+
+/// Writes everything below the root, and the root itself as `./`. Holes are written out as zeros.
+pub fn write(tree: &Tree, layers: &[Layer], to: &mut impl Write) -> anyhow::Result<()> {
+    let mut first_names: HashMap<InodeId, Vec<u8>> = HashMap::new();
+    let mut ahead = vec![(b"./".to_vec(), ROOT)];
+    while let Some((path, id)) = ahead.pop() {
+        let inode = tree.inode(id);
+        let failed = || format!("failed to archive {}", display(&path));
+        let first = first_names.get(&id);
+        to.write_all(&header(&path, inode, first.map(Vec::as_slice)).with_context(failed)?)
+            .with_context(failed)?;
+        match &inode.kind {
+            Kind::Directory(entries) => ahead.extend(entries.iter().rev().map(|(name, slot)| {
+                let end: &[u8] = if tree.directory(slot.inode).is_some() { b"/" } else { b"" };
+                ([&path[..], name, end].concat(), slot.inode)
+            })),
+            Kind::File(content) if first.is_none() => copy(content, layers, to).with_context(failed)?,
+            _ => {}
+        }
+        first_names.entry(id).or_insert(path);
+    }
+    to.write_all(&[0; 1024]).context("failed to end the archive")
+}
+
+fn header(path: &[u8], inode: &Inode, first_name: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
+    let Metadata { mode, uid, gid, mtime: (seconds, nanoseconds) } = inode.metadata;
+    let mut entry = EntryBuilder::new_ustar();
+    entry.path(path).mode(u32::from(mode))?.uid(u64::from(uid))?.gid(u64::from(gid))?;
+    entry.mtime(seconds.clamp(0, 0o777_7777_7777) as u64)?;
+    if nanoseconds != 0 || !(0..=0o777_7777_7777).contains(&seconds) {
+        entry.add_pax("mtime", pax_time(seconds, nanoseconds));
+    }
+    for (name, value) in inode.xattrs.iter().flat_map(|xattrs| xattrs.iter()) {
+        entry.add_pax(&format!("SCHILY.xattr.{name}"), value);
+    }
+    match (&inode.kind, first_name) {
+        (_, Some(first)) => {
+            entry.entry_type(EntryType::Link).link_name(first);
+        }
+        (Kind::Directory(_), _) => {
+            entry.entry_type(EntryType::Directory);
+        }
+        (Kind::File(content), _) => {
+            entry.entry_type(EntryType::Regular).size(content.size)?;
+        }
+        (Kind::Symlink(target), _) => {
+            entry.entry_type(EntryType::Symlink).link_name(target);
+        }
+        (&Kind::CharDevice { major, minor }, _) => {
+            entry.entry_type(EntryType::Char).device(major, minor)?;
+        }
+        (&Kind::BlockDevice { major, minor }, _) => {
+            entry.entry_type(EntryType::Block).device(major, minor)?;
+        }
+        (Kind::Fifo, _) => {
+            entry.entry_type(EntryType::Fifo);
+        }
+    }
+    Ok(entry.finish_bytes())
+}
+
+/// `-1.25` for a second and a quarter before 1970.
+fn pax_time(seconds: i64, nanoseconds: u32) -> String {
+    if seconds < 0 && nanoseconds > 0 {
+        format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds)
+    } else {
+        format!("{seconds}.{nanoseconds:09}")
+    }
+}
+
+fn copy(content: &Content, layers: &[Layer], to: &mut impl Write) -> anyhow::Result<()> {
+    let whole = [Segment { offset: 0, length: content.size }];
+    let (mut at, mut stored_at) = (0, content.offset);
+    for part in content.sparse.as_deref().unwrap_or(&whole) {
+        zeros(part.offset - at, to)?;
+        let layer = Layer { start: stored_at, length: part.length, ..layers[content.layer as usize].clone() };
+        std::io::copy(&mut RangeReader::new(&layer), to)?;
+        (at, stored_at) = (part.offset + part.length, stored_at + part.length);
+    }
+    zeros(content.size - at, to)?;
+    zeros(content.size.next_multiple_of(512) - content.size, to)
+}
+
+fn zeros(count: u64, to: &mut impl Write) -> anyhow::Result<()> {
+    std::io::copy(&mut std::io::Read::take(std::io::repeat(0), count), to)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970() {
+        assert_eq!(pax_time(-2, 750_000_000), "-1.250000000");
+        assert_eq!(pax_time(-1, 0), "-1.000000000");
+        assert_eq!(pax_time(-1, 1), "-0.999999999");
+        assert_eq!(pax_time(5, 7), "5.000000007");
+    }
+}
