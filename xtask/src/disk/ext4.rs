@@ -14,6 +14,7 @@ use mkext4::{FsBuilder, InodeCount, InodeHandle, Meta, Options, SparseSeg, Speci
 use sha2::{Digest as _, Sha256};
 
 use super::copy;
+use crate::error::hinted;
 use crate::image::acl;
 use crate::image::layer::{Content, Layer, Metadata, Segment, display};
 use crate::image::tree::{Inode, InodeId, Kind, ROOT, Tree};
@@ -39,12 +40,15 @@ pub fn write(
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<()> {
     let demand = demand(tree);
-    ensure!(
-        demand.minimum_size() <= size,
-        "the image's contents take {} and do not fit into a disk of {}",
-        crate::ui::human_bytes(demand.minimum_size()),
-        crate::ui::human_bytes(size)
-    );
+    if demand.minimum_size() > size {
+        let error = anyhow::anyhow!(
+            "the image's contents take {} and do not fit into a disk of {}",
+            crate::ui::human_bytes(demand.minimum_size()),
+            crate::ui::human_bytes(size)
+        );
+        let step = format!("give it more with `--size {}`", super::size::at_least(demand.minimum_size()));
+        return Err(hinted(error, step));
+    }
     let mut declared = declare(tree, size, &demand)?;
     let files = std::mem::take(&mut declared.files);
     let layout = declared.builder.seal().map_err(explain).context("failed to lay out the file system")?;
@@ -190,6 +194,7 @@ fn meta(metadata: &Metadata) -> anyhow::Result<Meta> {
 }
 
 fn set_xattrs(builder: &mut FsBuilder, handle: InodeHandle, inode: &Inode) -> anyhow::Result<()> {
+    let mut sizes = Vec::new();
     for (name, value) in inode.xattrs.iter().flat_map(|xattrs| xattrs.iter()) {
         let refuse = || format!("its attribute `{name}`");
         let is_held = ["user.", "trusted.", "security."].iter().any(|prefix| name.starts_with(prefix))
@@ -198,13 +203,38 @@ fn set_xattrs(builder: &mut FsBuilder, handle: InodeHandle, inode: &Inode) -> an
         let converted;
         let value = if acl::is_acl(name) {
             converted = acl::to_ext4(value).with_context(refuse)?;
+            if acl::only_repeats_the_mode(name, value) {
+                continue;
+            }
             &converted
         } else {
             &value[..]
         };
         builder.set_xattr(handle, name, value).map_err(explain).with_context(refuse)?;
+        sizes.push((name, value.len()));
     }
-    Ok(())
+    check_xattr_space(&sizes)
+}
+
+/// Attributes have one block, and what an inode has left (92 bytes), which is not counted on here. The crate notices
+/// too, but late and without a name. An entry takes 16 bytes and its name, the block a header and an end
+/// (`fs/ext4/xattr.h`).
+fn check_xattr_space(sizes: &[(&Box<str>, usize)]) -> anyhow::Result<()> {
+    const IN_BLOCK: usize = BLOCK as usize - 36;
+    let entry = |name: &str, value: usize| {
+        // The namespace is one byte of the entry, not part of the name.
+        let name = if acl::is_acl(name) { "" } else { name.split_once('.').map_or(name, |(_, rest)| rest) };
+        16 + name.len().next_multiple_of(4) + value.next_multiple_of(4)
+    };
+    let total: usize = sizes.iter().map(|(name, value)| entry(name, *value)).sum();
+    if total <= IN_BLOCK {
+        return Ok(());
+    }
+    let largest = sizes.iter().max_by_key(|(_, value)| *value).map_or("", |(name, _)| name);
+    anyhow::bail!(
+        "its attributes, of which `{largest}` is the largest, take {total} bytes, and ext4 holds {}",
+        IN_BLOCK
+    )
 }
 
 /// Calls `visit` with parent, name and inode of everything below the root, parents first, names in order.

@@ -120,7 +120,6 @@ pub const TOOLS: &[Tool] = &[
     program("skopeo", "skopeo", &[Test]),
     program("umoci", "umoci", &[Test]),
     program("openssl", "openssl", &[Test]),
-    program("htpasswd", "apache2-utils", &[Test]),
 ];
 
 /// A user's PATH on Debian lacks these, and some tools live there (mke2fs, sshd).

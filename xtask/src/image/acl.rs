@@ -22,6 +22,14 @@ pub fn is_acl(name: &str) -> bool {
     matches!(name, "system.posix_acl_access" | "system.posix_acl_default")
 }
 
+/// True for an ACL that says no more than the file's mode does. The kernel keeps none then (`posix_acl_equiv_mode`),
+/// and `tar --acls` writes one for every file.
+pub fn only_repeats_the_mode(name: &str, value: &[u8]) -> bool {
+    let mut entries = value.get(4..).unwrap_or_default().chunks_exact(8);
+    let says_more = |entry: &[u8]| matches!(u16::from_le_bytes([entry[0], entry[1]]), USER | GROUP | MASK);
+    name == "system.posix_acl_access" && !entries.any(says_more)
+}
+
 /// The attribute that a PAX record of `tar --acls` stands for.
 pub(super) fn xattr_of_text(key: &str) -> Option<&'static str> {
     match key {
@@ -128,6 +136,14 @@ mod tests {
             to_ext4(XATTR).unwrap(),
             [1, 0, 0, 0, 1, 0, 6, 0, 2, 0, 6, 0, 232, 3, 0, 0, 4, 0, 4, 0, 16, 0, 6, 0, 32, 0, 4, 0]
         );
+    }
+
+    #[test]
+    fn an_acl_that_only_repeats_the_mode_is_none() {
+        let short = from_text(b"user::rwx,group::r-x,other::r-x").unwrap();
+        assert!(only_repeats_the_mode("system.posix_acl_access", &short));
+        assert!(!only_repeats_the_mode("system.posix_acl_default", &short));
+        assert!(!only_repeats_the_mode("system.posix_acl_access", XATTR));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::artifact::{Lock, Staged, create_folder};
-use crate::error::{Hint as _, usage};
+use crate::error::usage;
 use crate::host::tools::Purpose;
 use crate::tasks::Context;
 use crate::{disk, ui};
@@ -223,10 +223,7 @@ fn convert(image: &Image, path: &Utf8Path, request: &ImageRequest) -> anyhow::Re
                 let bar = ui::byte_bar("writing the disk", Some(demand.data_bytes()));
                 let written = disk::ext4::write(&tree, &image.layers, &file, size, |bytes| bar.inc(bytes));
                 bar.finish_and_clear();
-                written.hint(format!(
-                    "give it more with `--size {}`",
-                    disk::size::at_least(demand.minimum_size())
-                ))?;
+                written?;
             }
             Mkfs::VirtMakeFs => {
                 let tar = path.with_extension("tar");

@@ -178,7 +178,10 @@ impl Client {
                 self.change(|session| session.may_fall_back = false);
                 Ok(response)
             }
-            Err(_) if session.may_fall_back && session.base.starts_with("https:") => {
+            // A certificate that nobody vouches for is no reason to go without any.
+            Err(error)
+                if session.may_fall_back && session.base.starts_with("https:") && !is_about_trust(&error) =>
+            {
                 let base = session.base.replacen("https:", "http:", 1);
                 let plain = Session { base: base.clone(), may_fall_back: false, authorization: None };
                 let response = self.send(&plain, path, headers)?;
@@ -190,12 +193,11 @@ impl Client {
     }
 
     fn unreachable(&self, error: ureq::Error) -> Failure {
-        let is_tls = matches!(error, ureq::Error::Rustls(_) | ureq::Error::Tls(_))
-            || matches!(&error, ureq::Error::Io(io) if io.to_string().contains("certificate"));
-        let is_hopeless = is_tls || matches!(error, ureq::Error::HostNotFound | ureq::Error::BadUri(_));
+        let is_about_trust = is_about_trust(&error);
+        let is_hopeless = matches!(error, ureq::Error::HostNotFound | ureq::Error::BadUri(_));
         let error = anyhow::Error::new(error)
             .context(format!("failed to reach the registry `{}`", self.reference.registry));
-        if is_tls {
+        if is_about_trust {
             return Failure::Final(hinted(
                 error,
                 "put the registry's certificate into `/etc/containers/certs.d/HOST/ca.crt`, or use `--tls-verify=false`",
@@ -288,6 +290,12 @@ impl Client {
             _ => Failure::Final(error),
         }
     }
+}
+
+/// The server's certificate is not accepted.
+fn is_about_trust(error: &ureq::Error) -> bool {
+    // rustls's error may come wrapped in an I/O error.
+    error.to_string().contains("certificate")
 }
 
 /// The first message of `{"errors":[{"code":…,"message":…}]}`, or a short answer as it is.

@@ -9,7 +9,7 @@ pub mod client;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -137,13 +137,13 @@ fn fetch_all(client: &Client, descriptors: &[Descriptor], blobs: &Blobs) -> anyh
         std::thread::scope(|scope| {
             for _ in 0..AT_ONCE {
                 scope.spawn(|| {
-                    while let Some(descriptor) =
-                        queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-                    {
+                    // A function, so that the queue is not locked for as long as a layer takes.
+                    let next = || lock(&queue).pop_front();
+                    while let Some(descriptor) = next() {
                         if let Err(error) = fetch_blob(client, descriptor, blobs, &bars) {
                             // The others need not go on.
-                            queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                            lock(&queue).clear();
+                            lock(&failed).get_or_insert(error);
                         }
                     }
                 });
@@ -159,6 +159,10 @@ fn fetch_all(client: &Client, descriptors: &[Descriptor], blobs: &Blobs) -> anyh
             .with_context(|| format!("the layer `{}` has gone from the cache", descriptor.digest))
     };
     descriptors.iter().map(opened).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn fetch_blob(

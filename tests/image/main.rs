@@ -1,0 +1,14 @@
+//! Images of every kind against other programs' reading of them, a real registry, and input that is bad.
+//!
+//! The oracles unpack owners and devices, so these tests want root.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad;
+mod faults;
+mod layers;
+mod oracle;
+mod sources;
+mod tars;
+mod view;
