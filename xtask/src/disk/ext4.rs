@@ -211,7 +211,7 @@ fn set_xattrs(builder: &mut FsBuilder, handle: InodeHandle, inode: &Inode) -> an
             &value[..]
         };
         builder.set_xattr(handle, name, value).map_err(explain).with_context(refuse)?;
-        sizes.push((name, value.len()));
+        sizes.push((&**name, value.len()));
     }
     check_xattr_space(&sizes)
 }
@@ -219,7 +219,7 @@ fn set_xattrs(builder: &mut FsBuilder, handle: InodeHandle, inode: &Inode) -> an
 /// Attributes have one block, and what an inode has left (92 bytes), which is not counted on here. The crate notices
 /// too, but late and without a name. An entry takes 16 bytes and its name, the block a header and an end
 /// (`fs/ext4/xattr.h`).
-fn check_xattr_space(sizes: &[(&Box<str>, usize)]) -> anyhow::Result<()> {
+fn check_xattr_space(sizes: &[(&str, usize)]) -> anyhow::Result<()> {
     const IN_BLOCK: usize = BLOCK as usize - 36;
     let entry = |name: &str, value: usize| {
         // The namespace is one byte of the entry, not part of the name.
@@ -230,7 +230,7 @@ fn check_xattr_space(sizes: &[(&Box<str>, usize)]) -> anyhow::Result<()> {
     if total <= IN_BLOCK {
         return Ok(());
     }
-    let largest = sizes.iter().max_by_key(|(_, value)| *value).map_or("", |(name, _)| name);
+    let largest = sizes.iter().max_by_key(|(_, value)| *value).map_or("", |(name, _)| *name);
     anyhow::bail!(
         "its attributes, of which `{largest}` is the largest, take {total} bytes, and ext4 holds {}",
         IN_BLOCK
