@@ -206,11 +206,11 @@ impl<'a> Landing<'a> {
     }
 }
 
-/// Where a set is looked for when no folder is named: a checkout of this workbench in the home folder or at the same
-/// place as here, then the recipe's `~/work`.
+/// Where a set is looked for when no folder is named: a checkout of this workbench in the home folder
+/// first, then the recipe's `~/work`.
 pub fn usual_candidates(checkout: &Utf8Path) -> Vec<Candidate> {
     let same_name = Utf8Path::new("~").join(checkout.file_name().unwrap_or("microvm"));
-    [same_name, checkout.to_owned(), Utf8PathBuf::from("~/work")]
+    [same_name, Utf8PathBuf::from("~/work")]
         .iter()
         .flat_map(|folder| candidates_below(folder))
         .collect()
@@ -227,7 +227,6 @@ mod tests {
             .map(|candidate| candidate.folder.to_string())
             .collect();
         assert_eq!(folders[..3], ["~/bench/target/artifacts", "~/bench", "~/bench"]);
-        assert_eq!(folders[3], "/src/bench/target/artifacts");
-        assert_eq!(folders[6..], ["~/work/target/artifacts", "~/work", "~/work"]);
+        assert_eq!(folders[3..], ["~/work/target/artifacts", "~/work", "~/work"]);
     }
 }

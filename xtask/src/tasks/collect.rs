@@ -15,7 +15,7 @@ use crate::workspace::hex;
 /// `cargo xtask boot --from` runs. Checksums are compared end to end, and a connection that breaks leaves the folder
 /// as it was. The other machine needs sh, tar and sha256sum.
 ///
-/// A set is looked for in a checkout of this workbench (in the home folder, or where it is on this machine) and then
+/// A set is looked for in a checkout of this workbench in the home folder and then
 /// in `~/work`, in each as this workbench leaves it, as `collect` does, and as the hand-made recipe does.
 #[derive(Debug, clap::Args)]
 pub struct CollectArgs {
