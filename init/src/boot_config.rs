@@ -23,7 +23,7 @@ pub struct BootConfig {
     pub root: Root,
     /// What is mounted on top of the root and of the standard mounts, in this order.
     pub mounts: Vec<Mount>,
-    /// Contents for `/etc/hosts` and `/etc/resolv.conf`; `None` leaves the image's own.
+    /// Contents for `/etc/hosts` and `/etc/resolv.conf`, beside `/etc/hostname`; `None` leaves the image's own.
     pub network: Option<Network>,
     /// The main process. `None` hands over to the image's own `/sbin/init.sh`.
     pub command: Option<Command>,
@@ -68,7 +68,8 @@ pub enum Mount {
     Tmpfs {
         /// Where in the guest; created where missing.
         target: String,
-        /// Mount options such as `size=64m,mode=1777`.
+        /// Mount options such as `size=64m,mode=1777`, after docker's own; `tmpcopyup`, as runc calls it, starts
+        /// with what the image has there.
         options: String,
     },
     /// A further disk: a named volume.

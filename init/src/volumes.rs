@@ -1,6 +1,7 @@
 //! The user's mounts: folders and single files of the host over 9p, tmpfs, further disks.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -54,9 +55,18 @@ fn make(mount: &Mount) -> Result<()> {
         Mount::Tmpfs { target, options } => {
             log::step(format_args!("mount tmpfs on {target}"));
             let path = Path::new(target);
+            let before = fs::metadata(path).ok().filter(fs::Metadata::is_dir);
             create_point(path, Point::Directory)?;
-            let (flags, options) = parse_options(options);
-            mount_type("tmpfs", path, "tmpfs", flags, &options)
+            let options = parse_options(options, before.map(|metadata| metadata.mode() & 0o7777));
+            if !options.copy_up {
+                return mount_type("tmpfs", path, "tmpfs", options.flags, &options.rest);
+            }
+            on_stage(|stage| {
+                let flags = options.flags - MountFlags::RDONLY;
+                mount_type("tmpfs", stage, "tmpfs", flags, &options.rest)?;
+                copy_tree(path, stage)?;
+                bind_directory(stage, path, options.flags)
+            })
         }
         Mount::Disk { device, fstype, target, read_only, populate } => {
             log::step(format_args!("mount disk `{device}` on {target}"));
@@ -73,13 +83,7 @@ fn make(mount: &Mount) -> Result<()> {
                     log::step(format_args!("copy what the image has at {target}"));
                     copy_tree(path, stage)?;
                 }
-                mount_bind(stage, path).with_context(|| format!("cannot mount `{device}` on `{target}`"))?;
-                if *read_only {
-                    let flags = MountFlags::RDONLY | MountFlags::BIND;
-                    mount_remount(path, flags, "")
-                        .with_context(|| format!("cannot make `{target}` read-only"))?;
-                }
-                Ok(())
+                bind_directory(stage, path, read_only_flag(*read_only))
             })
         }
     }
@@ -102,6 +106,16 @@ pub(crate) fn is_offered(tag: &str) -> bool {
 
 fn read_only_flag(read_only: bool) -> MountFlags {
     if read_only { MountFlags::RDONLY } else { MountFlags::empty() }
+}
+
+/// Binds a directory over another, read-only where `flags` say so.
+fn bind_directory(directory: &Path, target: &Path, flags: MountFlags) -> Result<()> {
+    mount_bind(directory, target).with_context(|| format!("cannot mount on `{}`", target.display()))?;
+    if flags.contains(MountFlags::RDONLY) {
+        mount_remount(target, flags | MountFlags::BIND, "")
+            .with_context(|| format!("cannot make `{}` read-only", target.display()))?;
+    }
+    Ok(())
 }
 
 /// Binds a file over another, creating the other where missing.
@@ -128,31 +142,42 @@ pub(crate) fn on_stage<T>(use_stage: impl FnOnce(&Path) -> Result<T>) -> Result<
     result
 }
 
-/// Splits mount(8)'s words into the flags of mount(2) and what the file system reads itself. A user's tmpfs starts
-/// with docker's flags.
-fn parse_options(options: &str) -> (MountFlags, String) {
+/// What the words of mount(8) come to.
+#[derive(Debug, PartialEq, Eq)]
+struct TmpfsOptions {
+    flags: MountFlags,
+    /// What the file system reads itself.
+    rest: String,
+    /// Start with what the image has there.
+    copy_up: bool,
+}
+
+/// Reads a user's words about a tmpfs, which starts with docker's flags and, as runc has it, with the mode of the
+/// directory that it covers.
+fn parse_options(options: &str, covered_mode: Option<u32>) -> TmpfsOptions {
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let mut rest = Vec::new();
+    let mut copy_up = false;
+    let mut rest: Vec<String> = Vec::new();
     for word in options.split(',').filter(|word| !word.is_empty()) {
-        let (flag, on) = match word {
-            "ro" => (MountFlags::RDONLY, true),
-            "rw" => (MountFlags::RDONLY, false),
-            "nosuid" => (MountFlags::NOSUID, true),
-            "suid" => (MountFlags::NOSUID, false),
-            "nodev" => (MountFlags::NODEV, true),
-            "dev" => (MountFlags::NODEV, false),
-            "noexec" => (MountFlags::NOEXEC, true),
-            "exec" => (MountFlags::NOEXEC, false),
-            "noatime" => (MountFlags::NOATIME, true),
-            "relatime" => (MountFlags::RELATIME, true),
-            _ => {
-                rest.push(word);
-                continue;
-            }
-        };
-        flags.set(flag, on);
+        match word {
+            "ro" => flags |= MountFlags::RDONLY,
+            "rw" => flags -= MountFlags::RDONLY,
+            "nosuid" => flags |= MountFlags::NOSUID,
+            "suid" => flags -= MountFlags::NOSUID,
+            "nodev" => flags |= MountFlags::NODEV,
+            "dev" => flags -= MountFlags::NODEV,
+            "noexec" => flags |= MountFlags::NOEXEC,
+            "exec" => flags -= MountFlags::NOEXEC,
+            "noatime" => flags |= MountFlags::NOATIME,
+            "relatime" => flags |= MountFlags::RELATIME,
+            "tmpcopyup" => copy_up = true,
+            _ => rest.push(word.to_owned()),
+        }
     }
-    (flags, rest.join(","))
+    if let (Some(mode), false) = (covered_mode, rest.iter().any(|word| word.starts_with("mode="))) {
+        rest.push(format!("mode={mode:o}"));
+    }
+    TmpfsOptions { flags, rest: rest.join(","), copy_up }
 }
 
 #[cfg(test)]
@@ -162,10 +187,17 @@ mod tests {
     #[test]
     fn flags_are_told_from_options() {
         let docker = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        assert_eq!(parse_options(""), (docker, String::new()));
-        assert_eq!(parse_options("size=64m,exec,mode=1777,,ro"), {
-            (MountFlags::NOSUID | MountFlags::NODEV | MountFlags::RDONLY, "size=64m,mode=1777".to_owned())
-        });
-        assert_eq!(parse_options("rw,noexec,nosuid,nodev"), (docker, String::new()));
+        let parsed = |options, mode| {
+            let TmpfsOptions { flags, rest, copy_up } = parse_options(options, mode);
+            (flags, rest, copy_up)
+        };
+        assert_eq!(parsed("", None), (docker, String::new(), false));
+        assert_eq!(parsed("rw,noexec,nosuid,nodev", None), (docker, String::new(), false));
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::RDONLY;
+        assert_eq!(
+            parsed("size=64m,exec,mode=1777,,ro", Some(0o755)),
+            (flags, "size=64m,mode=1777".into(), false)
+        );
+        assert_eq!(parsed("tmpcopyup,size=1m", Some(0o1750)), (docker, "size=1m,mode=1750".into(), true));
     }
 }
