@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
-use crate::tasks::{Context, boot, collect, doctor, image, init, kernel, setup, status, test};
+use crate::tasks::{Context, bench, boot, collect, doctor, image, init, kernel, setup, status, test};
 use crate::workspace::Workspace;
 
 /// Run a container image as a QEMU microVM
@@ -29,6 +29,7 @@ enum Task {
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     Test(test::TestArgs),
+    Bench(bench::BenchArgs),
 }
 
 impl Cli {
@@ -48,6 +49,7 @@ impl Cli {
             Task::Setup(args) => args.run(&context),
             Task::Doctor(args) => args.run(&context),
             Task::Test(args) => args.run(&context),
+            Task::Bench(args) => args.run(&context),
         }
     }
 }

@@ -22,4 +22,6 @@ pub mod vm;
 
 pub mod boot;
 
+pub mod bench;
+
 pub mod tasks;

@@ -1,5 +1,6 @@
 //! One module for each task: its command line and the order of its steps. The work itself is done elsewhere.
 
+pub mod bench;
 pub mod boot;
 pub mod collect;
 pub mod doctor;

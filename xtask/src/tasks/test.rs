@@ -41,7 +41,10 @@ impl TestArgs {
         }
         let mut words = vec!["test".to_owned(), "--workspace".to_owned()];
         if self.quick {
-            words.extend(["--lib", "--bins", "--test", "cli", "--test", "collect"].map(str::to_owned));
+            words.extend(
+                ["--lib", "--bins", "--test", "cli", "--test", "collect", "--test", "image"]
+                    .map(str::to_owned),
+            );
         }
         words.push("--".into());
         words.extend(self.arguments.iter().cloned());
