@@ -7,6 +7,7 @@ mod boot;
 mod collect;
 mod doctor;
 mod download;
+mod image;
 mod init;
 mod kernel;
 mod status;

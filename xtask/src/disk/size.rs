@@ -19,7 +19,7 @@ pub fn parse(text: &str) -> anyhow::Result<u64> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        unit => anyhow::bail!("`{unit}` is not a unit of size; use K, M, G or T"),
+        _ => anyhow::bail!("`{}` is not a unit of size; use K, M, G or T", &text[digits.len()..]),
     };
     let number: u64 =
         digits.parse().with_context(|| format!("`{text}` is not a size such as `512M` or `16G`"))?;

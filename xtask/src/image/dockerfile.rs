@@ -58,7 +58,7 @@ impl BuildContext {
         let is_there = |name: &str| entries.iter().any(|entry| entry.path == name);
         let mut extra = Vec::new();
         // A file of the user's own goes before ours. Where nobody copies it, it would only make `COPY .` grow.
-        if copies_init(&text) && !is_there(INIT_NAME) {
+        if mentions_init(&text) && !is_there(INIT_NAME) {
             extra.push((INIT_NAME.to_owned(), init_binary.to_owned()));
         }
         for name in host_programs(&text) {
@@ -118,6 +118,11 @@ impl BuildContext {
             .with_context(|| format!("failed to copy `{}`", self.dockerfile))?;
         Ok((dockerfile, context))
     }
+}
+
+/// True if the Dockerfile that a path means copies `init` out of its context.
+pub fn copies_init(path: &Utf8Path) -> anyhow::Result<bool> {
+    Ok(mentions_init(&read_text(&find_dockerfile(path)?)?))
 }
 
 pub(super) fn find_dockerfile(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
@@ -198,7 +203,7 @@ fn hash_file(hash: &mut Sha256, path: &Utf8Path) -> anyhow::Result<()> {
 }
 
 /// True if a Dockerfile copies `init` out of its context.
-fn copies_init(dockerfile: &str) -> bool {
+fn mentions_init(dockerfile: &str) -> bool {
     dockerfile.lines().any(|line| {
         let mut words = line.split([' ', '\t', '[', ']', ',', '"']).filter(|word| !word.is_empty());
         let is_copy =

@@ -35,6 +35,7 @@ use crate::tasks::Context;
 use crate::{disk, ui};
 
 pub use self::config::ImageConfig;
+pub use self::plan::copies_init;
 pub use self::source::Source;
 
 use self::archive::Image;

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::archive::{self, ArchiveKind, Image};
 use super::builder::{self, Builder};
-use super::dockerfile::BuildContext;
+use super::dockerfile::{self, BuildContext};
 use super::reference::Reference;
 use super::store::{CachedDisk, Store};
 use super::{ImageRequest, Source, nearest, oci, registry, way};
@@ -132,6 +132,14 @@ fn work_folder(scratch: &Utf8Path) -> anyhow::Result<Staged> {
     let work = Staged::new(&scratch.join("build"))?;
     create_folder(work.path())?;
     Ok(work)
+}
+
+/// True if the source is a Dockerfile that copies `init`. Errors where there is no such Dockerfile.
+pub fn copies_init(context: &Context, source: &Source) -> anyhow::Result<bool> {
+    match source {
+        Source::Dockerfile(path) => dockerfile::copies_init(&in_checkout(context, path)),
+        _ => Ok(false),
+    }
 }
 
 /// A path as the user typed it, or below the checkout: tasks work from any folder.

@@ -139,10 +139,10 @@ impl ImageArgs {
         let Some(source) = self.source else {
             return self.action.map_or(Ok(0), |action| action.run(context));
         };
-        // Only a Dockerfile can copy it.
-        let init_binary = match source {
-            Source::Dockerfile(_) => crate::init::ensure(context)?.binary,
-            _ => Utf8PathBuf::new(),
+        let init_binary = if image::copies_init(context, &source)? {
+            crate::init::ensure(context)?.binary
+        } else {
+            Utf8PathBuf::new()
         };
         let image = image::ensure(context, &self.options.request(source), &init_binary)?;
         if let Some(output) = &self.output {
