@@ -7,6 +7,7 @@ mod support;
 
 mod bad;
 mod faults;
+mod fuzz;
 mod layers;
 mod oracle;
 mod sources;

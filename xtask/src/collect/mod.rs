@@ -210,10 +210,7 @@ impl<'a> Landing<'a> {
 /// first, then the recipe's `~/work`.
 pub fn usual_candidates(checkout: &Utf8Path) -> Vec<Candidate> {
     let same_name = Utf8Path::new("~").join(checkout.file_name().unwrap_or("microvm"));
-    [same_name, Utf8PathBuf::from("~/work")]
-        .iter()
-        .flat_map(|folder| candidates_below(folder))
-        .collect()
+    [same_name, Utf8PathBuf::from("~/work")].iter().flat_map(|folder| candidates_below(folder)).collect()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod dockerfile;
 pub mod dockerignore;
 pub mod export;
 pub mod flatten;
+pub mod fuzz;
 pub mod layer;
 pub mod nearest;
 pub mod oci;

@@ -1,0 +1,117 @@
+//! What must hold for any input at all: the bodies of the fuzz targets in `fuzz/`, which the tests run too.
+//!
+//! They panic where something does not hold. An input that is refused is fine.
+
+use std::io::Write as _;
+use std::str::FromStr as _;
+
+use super::flatten::{Whiteouts, flatten};
+use super::layer::Layer;
+use super::oci::Manifest;
+use super::reference::Reference;
+use super::source::Source;
+use super::tree::{Kind, ROOT, Tree};
+use super::{archive, rootfs_tar};
+
+/// A tar's header and content blocks, in bytes.
+const BLOCK: usize = 512;
+
+/// Contents beyond this are not compared: a sparse file of a few bytes may claim to be of terabytes.
+const LARGEST: u64 = 1 << 20;
+
+/// A layer is laid over nothing and then over itself, and what comes out survives being archived and read again.
+pub fn layer(input: &[u8]) {
+    let mut bytes = input.to_vec();
+    for block in bytes.chunks_exact_mut(BLOCK) {
+        set_checksum(block);
+    }
+    let Some(layer) = layer_of(&bytes) else { return };
+    for whiteouts in [Whiteouts::Apply, Whiteouts::Ignore] {
+        let layers = [layer.clone(), layer.clone()];
+        let Ok(tree) = flatten(&layers, whiteouts) else { continue };
+        let _ = crate::disk::ext4::demand(&tree);
+        if contents(&tree).iter().any(|size| *size > LARGEST) {
+            continue;
+        }
+        let mut archived = Vec::new();
+        if rootfs_tar::write(&tree, &layers, &mut archived).is_err() {
+            continue;
+        }
+        let Some(again) = layer_of(&archived) else { return };
+        let again = flatten(&[again], Whiteouts::Ignore);
+        assert!(again.is_ok(), "what was archived cannot be read: {again:?}");
+        let again = again.unwrap_or_default();
+        assert_eq!(names(&tree, ROOT), names(&again, ROOT));
+        assert_eq!(contents(&tree), contents(&again));
+    }
+}
+
+/// A wrong checksum would keep most inputs out of the parser's inside.
+fn set_checksum(block: &mut [u8]) {
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+fn layer_of(bytes: &[u8]) -> Option<Layer> {
+    let mut file = tempfile::tempfile().ok()?;
+    file.write_all(bytes).ok()?;
+    Layer::whole(file, "the input").ok()
+}
+
+/// Names of what is in a folder and below it, parents first.
+fn names(tree: &Tree, folder: super::tree::InodeId) -> Vec<Box<[u8]>> {
+    let mut found = Vec::new();
+    let mut ahead = vec![folder];
+    while let Some(here) = ahead.pop() {
+        for (name, slot) in tree.directory(here).into_iter().flatten() {
+            found.push(name.clone());
+            ahead.push(slot.inode);
+        }
+    }
+    found
+}
+
+/// The sizes of all files that have a name.
+fn contents(tree: &Tree) -> Vec<u64> {
+    let mut found = Vec::new();
+    let mut ahead = vec![ROOT];
+    while let Some(here) = ahead.pop() {
+        for slot in tree.directory(here).into_iter().flat_map(|entries| entries.values()) {
+            match &tree.inode(slot.inode).kind {
+                Kind::File(content) => found.push(content.size),
+                Kind::Directory(_) => ahead.push(slot.inode),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// A name that is accepted is written in full, and means the same when it is read again.
+pub fn reference(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    if let Ok(reference) = Reference::from_str(text) {
+        let full = reference.to_string();
+        assert_eq!(full.parse::<Reference>().ok(), Some(reference), "{full}");
+    }
+    if let Ok(source) = Source::parse(text, |_| false) {
+        let _ = (source.short_name(), source.to_string());
+    }
+}
+
+/// Manifests and configs are read or refused, and every digest that comes through is one.
+pub fn manifest(input: &[u8]) {
+    if let Ok(manifest) = Manifest::parse(input) {
+        let digests: Vec<&str> = match &manifest {
+            Manifest::Image { config, layers } => {
+                std::iter::once(config).chain(layers).map(|blob| blob.digest.as_str()).collect()
+            }
+            Manifest::Index(entries) => entries.iter().map(|entry| entry.digest.as_str()).collect(),
+        };
+        assert!(digests.iter().all(|digest| digest.len() == 71 && !digest.contains(['/', '.'])));
+    }
+    if let Ok(config) = archive::Image::check_config(input) {
+        let _ = config.resolve(&Default::default());
+    }
+}
