@@ -2,6 +2,7 @@
 
 pub mod accelerator;
 pub mod doctor;
+pub mod fuzz;
 pub mod ports;
 pub mod process;
 pub mod setup;

@@ -34,6 +34,8 @@ pub enum Purpose {
     Guestfs,
     /// Run every test.
     Test,
+    /// Build the fuzz targets.
+    Fuzz,
 }
 
 impl Purpose {
@@ -54,6 +56,7 @@ impl Purpose {
             Collect => "collect",
             Guestfs => "image --mkfs virt-make-fs",
             Test => "test",
+            Fuzz => "test --all",
         }
     }
 }
@@ -69,7 +72,7 @@ pub struct Tool {
     pub purposes: &'static [Purpose],
 }
 
-use Purpose::{Boot, Build, Collect, Guestfs, Image, Init, Kernel, Test};
+use Purpose::{Boot, Build, Collect, Fuzz, Guestfs, Image, Init, Kernel, Test};
 
 const fn tool(probe: Probe, package: &'static str, purposes: &'static [Purpose]) -> Tool {
     Tool { probe, package, purposes }
@@ -120,6 +123,8 @@ pub const TOOLS: &[Tool] = &[
     program("skopeo", "skopeo", &[Test]),
     program("umoci", "umoci", &[Test]),
     program("openssl", "openssl", &[Test]),
+    // libFuzzer is of C++
+    program("g++", "g++", &[Fuzz]),
 ];
 
 /// A user's PATH on Debian lacks these, and some tools live there (mke2fs, sshd).

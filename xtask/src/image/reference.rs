@@ -62,12 +62,12 @@ fn parse(text: &str) -> anyhow::Result<Reference> {
         bail!("the repository `{repository}` has upper-case letters");
     }
     ensure!(repository.split('/').all(is_path_component), "`{repository}` is not a repository's name");
-    ensure!(repository.len() <= 255, "the repository's name is longer than 255 bytes");
     if let Some(tag) = &tag {
         ensure!(is_tag(tag), "`{tag}` is not a tag");
     }
     let is_official = registry == DEFAULT_REGISTRY && !repository.contains('/');
     let repository = if is_official { format!("library/{repository}") } else { repository.to_owned() };
+    ensure!(repository.len() <= 255, "the repository's name is longer than 255 bytes");
     Ok(Reference { registry: registry.to_owned(), repository, tag, digest })
 }
 
@@ -158,6 +158,8 @@ mod tests {
     #[test]
     fn what_is_no_name_is_an_error() {
         let long = format!("a/{}", "b".repeat(300));
+        // Short enough as it stands, too long as `library/…`.
+        let long_when_completed = "b".repeat(250);
         for text in [
             "",
             ":",
@@ -175,6 +177,7 @@ mod tests {
             "localhost:99999/a",
             "a:-tag",
             &long,
+            &long_when_completed,
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

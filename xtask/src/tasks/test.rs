@@ -1,12 +1,18 @@
 //! `test`: sets up what the tests need and runs them.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 
 use super::Context;
+use crate::host::fuzz;
 use crate::host::process::{dies_with_us, run_watched};
 use crate::host::tools::Purpose;
 use crate::kernel::{self, KernelRequest};
 use crate::{init, note};
+
+/// For each fuzz target.
+const FUZZ_TIME: Duration = Duration::from_secs(20);
 
 /// Set up what the tests need and run every test, those that boot machines included
 #[derive(Debug, clap::Args)]
@@ -14,6 +20,10 @@ pub struct TestArgs {
     /// Leave out what boots a machine
     #[arg(long)]
     quick: bool,
+
+    /// Fuzz what reads images too, for a short time
+    #[arg(long, conflicts_with = "quick")]
+    all: bool,
 
     /// Words for `cargo test`, such as a test's name
     #[arg(last = true)]
@@ -56,6 +66,13 @@ impl TestArgs {
             .run()
             .context("failed to start cargo")?
             .status;
-        Ok(if status.success() { 0 } else { 1 })
+        if !status.success() {
+            return Ok(1);
+        }
+        if self.all {
+            context.require(&[Purpose::Fuzz])?;
+            fuzz::run(context.workspace.root(), FUZZ_TIME)?;
+        }
+        Ok(0)
     }
 }
