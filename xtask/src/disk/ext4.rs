@@ -33,13 +33,13 @@ const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// Writes the file system into `file`, which becomes `size` bytes long and sparse. `progress` is given bytes copied.
 pub fn write(
-    tree: &Tree,
+    tree: Tree,
     layers: &[Layer],
     file: &File,
     size: u64,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<()> {
-    let demand = demand(tree);
+    let demand = demand(&tree);
     if demand.minimum_size() > size {
         let error = anyhow::anyhow!(
             "the image's contents take {} and do not fit into a disk of {}",
@@ -49,20 +49,19 @@ pub fn write(
         let step = format!("give it more with `--size {}`", super::size::at_least(demand.minimum_size()));
         return Err(hinted(error, step));
     }
-    let mut declared = declare(tree, size, &demand)?;
-    let files = std::mem::take(&mut declared.files);
-    let layout = declared.builder.seal().map_err(explain).context("failed to lay out the file system")?;
+    let Declared { builder, files } = declare(&tree, size, &demand)?;
+    // The crate has it all now, and laying out takes memory of its own.
+    drop(tree);
+    let layout = builder.seal().map_err(explain).context("failed to lay out the file system")?;
     file.set_len(size).context("failed to set the disk's size")?;
     // Writes every block that is not a file's contents. Its own way of filling files is not used: it would move
     // every byte through this program's memory.
     layout.writer(Positioned { file }).map_err(explain).context("failed to write the file system")?;
-    for (handle, inode) in files {
-        if let Kind::File(content) = &tree.inode(inode).kind {
-            let layer = &layers[content.layer as usize];
-            copy_content(content, layer, file, &layout.extents(handle))
-                .with_context(|| format!("failed to copy a file out of {}", layer.name))?;
-            progress(content.size);
-        }
+    for (handle, content) in files {
+        let layer = &layers[content.layer as usize];
+        copy_content(&content, layer, file, &layout.extents(handle))
+            .with_context(|| format!("failed to copy a file out of {}", layer.name))?;
+        progress(content.size);
     }
     Ok(())
 }
@@ -119,7 +118,7 @@ pub fn demand(tree: &Tree) -> Demand {
 struct Declared {
     builder: FsBuilder,
     /// Regular files with contents, in the order of their blocks.
-    files: Vec<(InodeHandle, InodeId)>,
+    files: Vec<(InodeHandle, Content)>,
 }
 
 fn declare(tree: &Tree, size: u64, demand: &Demand) -> anyhow::Result<Declared> {
@@ -150,8 +149,10 @@ fn declare(tree: &Tree, size: u64, demand: &Demand) -> anyhow::Result<Declared> 
         let handle = add(&mut builder, directory, text, inode).with_context(refuse)?;
         set_xattrs(&mut builder, handle, inode).with_context(refuse)?;
         handles.insert(id, handle);
-        if matches!(&inode.kind, Kind::File(content) if content.size > 0) {
-            files.push((handle, id));
+        if let Kind::File(content) = &inode.kind
+            && content.size > 0
+        {
+            files.push((handle, content.clone()));
         }
         Ok(())
     })?;

@@ -223,7 +223,7 @@ fn convert(image: &Image, path: &Utf8Path, request: &ImageRequest) -> anyhow::Re
                 let file =
                     std::fs::File::create(path).with_context(|| format!("failed to create `{path}`"))?;
                 let bar = ui::byte_bar("writing the disk", Some(demand.data_bytes()));
-                let written = disk::ext4::write(&tree, &image.layers, &file, size, |bytes| bar.inc(bytes));
+                let written = disk::ext4::write(tree, &image.layers, &file, size, |bytes| bar.inc(bytes));
                 bar.finish_and_clear();
                 written?;
             }
