@@ -91,13 +91,17 @@ fn qemu_of(boot: u32) -> u32 {
 }
 
 #[test]
-fn killing_boot_leaves_no_qemu_behind() {
-    let mut boot = xtask(&["boot", "images/hello", "--", "sleep", "1000"])
+fn killing_boot_leaves_no_qemu_and_its_name_is_free_again() {
+    let name = format!("killed-{}", std::process::id());
+    let named = |script: &str| boot(&["--name", &name, "images/hello", "--", "sh", "-c", script]);
+    let mut boot = xtask(&["boot", "--name", &name, "images/hello", "--", "sleep", "1000"])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
     let qemu = qemu_of(boot.id());
+    let (talk, code) = named("true");
+    assert!(talk.contains(&format!("a machine named `{name}` is running")) && code == Some(125), "{talk}");
     boot.kill().unwrap();
     boot.wait().unwrap();
     // A process that has ended may wait for its new parent to take notice (state Z).
@@ -106,4 +110,8 @@ fn killing_boot_leaves_no_qemu_behind() {
         Err(_) => true,
     };
     crate::support::wait_until("QEMU has ended", has_ended);
+    assert_eq!(named("exit 9").1, Some(9));
+    let workspace = xtask::workspace::Workspace::discover().unwrap();
+    let left = xtask::vm::run_dir::RunDir::named(&workspace, &name);
+    assert!(!left.overlay().exists() && !left.console_log().exists(), "something of `{name}` is left");
 }

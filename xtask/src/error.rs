@@ -5,7 +5,6 @@
 use std::fmt;
 
 use anyhow::Error;
-use camino::{Utf8Path, Utf8PathBuf};
 
 /// The workbench itself failed; docker's code for "the daemon failed".
 pub const EXIT_WORKBENCH: u8 = 125;
@@ -78,27 +77,6 @@ transparent!(Hinted, Coded);
 /// An error that is the user's own: bad words on the command line. Exit code [`EXIT_USAGE`].
 pub fn usage(message: impl fmt::Display) -> Error {
     Error::new(Coded { source: anyhow::anyhow!("{message}"), code: EXIT_USAGE })
-}
-
-/// The candidate that looks most like what was typed, if any looks like it.
-pub fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A third of the word may be wrong; among equals the first in the alphabet, so that messages are the same each time.
-    let allowed = (typed.len() / 3).max(1);
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(typed, candidate), candidate))
-        .filter(|(distance, _)| *distance <= allowed)
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
-/// The entry of the same folder whose name looks most like that of a path which does not exist.
-pub fn nearest_path(path: &Utf8Path) -> Option<Utf8PathBuf> {
-    let folder = path.parent().filter(|parent| !parent.as_str().is_empty());
-    let entries = folder.unwrap_or(Utf8Path::new(".")).read_dir_utf8().ok()?;
-    let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_owned()).collect();
-    let found = nearest(path.file_name()?, names.iter().map(String::as_str))?;
-    Some(folder.map_or_else(|| Utf8PathBuf::from(found), |folder| folder.join(found)))
 }
 
 /// The exit code that an error chain asks for.

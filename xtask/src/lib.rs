@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod error;
+pub mod nearest;
 pub mod ui;
 
 pub mod artifact;

@@ -60,11 +60,6 @@ impl Workspace {
         self.root.join("kernel")
     }
 
-    /// Dockerfiles to boot.
-    pub fn images_folder(&self) -> Utf8PathBuf {
-        self.root.join("images")
-    }
-
     /// Short shell scripts.
     pub fn scripts_folder(&self) -> Utf8PathBuf {
         self.root.join("scripts")

@@ -5,10 +5,10 @@ use init::boot_config::{
     BOOT_CONFIG_VERSION, BootConfig, Command, Mount, Network as GuestNetwork, Root, Stdio,
 };
 
-use super::request::{VolumeRequest, VolumeSource};
+use super::request::Volume;
 use crate::vm::machine::{
-    Accelerator, Disk, DiskFormat, Machine, Network, PublishedPort, RECIPE_SHARE_TAG, Share, VIRTIO_SLOTS,
-    disk_device, share_tag, static_address, user_network,
+    Accelerator, Disk, Machine, Network, PublishedPort, RECIPE_SHARE_TAG, Share, VIRTIO_SLOTS, disk_device,
+    share_tag, static_address, user_network,
 };
 
 /// Where the recipe's PID 1 mounts its one share.
@@ -33,16 +33,10 @@ pub struct Parts {
     pub hostname: String,
     /// Ports of the host, none of them 0 any more; `None` for no network at all.
     pub ports: Option<Vec<PublishedPort>>,
-    /// `-v` mounts, with absolute host paths.
-    pub volumes: Vec<VolumeRequest>,
-    /// Where the disks of named volumes are.
-    pub volume_disk: fn(&str) -> Utf8PathBuf,
+    /// `-v` mounts.
+    pub volumes: Vec<Volume>,
     /// `--share`: the recipe's read-only share.
     pub recipe_share: Option<Utf8PathBuf>,
-    /// `--tmpfs` mounts: path and options.
-    pub tmpfs: Vec<(String, String)>,
-    /// The root is not to be written.
-    pub read_only: bool,
     /// The main process; `None` hands over to the image's `/sbin/init.sh`.
     pub command: Option<Command>,
     /// What its streams are.
@@ -53,8 +47,6 @@ pub struct Parts {
     pub trace: bool,
     /// The agent's socket.
     pub agent_socket: Option<Utf8PathBuf>,
-    /// QEMU waits for a debugger here.
-    pub gdb_port: Option<u16>,
 }
 
 /// A machine and what its PID 1 is told.
@@ -68,34 +60,13 @@ pub struct Plan {
 
 /// Puts the parts together. Errors where the machine has too few slots, saying what to drop.
 pub fn plan(parts: Parts) -> Result<Plan, String> {
-    let mut disks = vec![parts.root.clone()];
     let mut shares = Vec::new();
     let mut mounts = Vec::new();
-    for volume in &parts.volumes {
-        let (target, read_only) = (volume.target.clone(), volume.read_only);
-        mounts.push(match &volume.source {
-            VolumeSource::Named(name) => {
-                let device = disk_device(disks.len());
-                disks.push(Disk {
-                    path: (parts.volume_disk)(name),
-                    format: DiskFormat::Raw,
-                    read_only,
-                    snapshot: false,
-                });
-                Mount::Disk { device, fstype: "ext4".into(), target, read_only, populate: !read_only }
-            }
-            VolumeSource::Host(path) => {
-                let tag = share_tag(shares.len());
-                // 9p shares folders: a single file is mounted out of its parent.
-                let (folder, file) = if path.is_dir() {
-                    (path.clone(), None)
-                } else {
-                    (path.parent().unwrap_or(path).to_owned(), path.file_name().map(str::to_owned))
-                };
-                shares.push(Share { tag: tag.clone(), path: folder, read_only });
-                Mount::Share { tag, target, read_only, file, required: true }
-            }
-        });
+    for volume in parts.volumes {
+        let Volume { folder, file, target, read_only } = volume;
+        let tag = share_tag(shares.len());
+        shares.push(Share { tag: tag.clone(), path: folder, read_only });
+        mounts.push(Mount::Share { tag, target, read_only, file, required: true });
     }
     if let Some(path) = &parts.recipe_share {
         shares.push(Share { tag: RECIPE_SHARE_TAG.into(), path: path.clone(), read_only: true });
@@ -107,13 +78,6 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
             required: false,
         });
     }
-    mounts.extend(
-        parts
-            .tmpfs
-            .iter()
-            .map(|(target, options)| Mount::Tmpfs { target: target.clone(), options: options.clone() }),
-    );
-
     let mut kernel_arguments = Vec::new();
     if parts.ports.is_some() {
         kernel_arguments.push(static_address(&parts.hostname));
@@ -131,16 +95,15 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
         memory_mib: parts.memory_mib,
         cpus: parts.cpus,
         agent_socket: parts.agent_socket,
-        disks,
+        disks: vec![parts.root],
         shares,
         network,
-        gdb_port: parts.gdb_port,
     };
     check_slots(&machine)?;
     let boot_config = BootConfig {
         version: BOOT_CONFIG_VERSION,
         hostname: parts.hostname,
-        root: Root { device: disk_device(0), fstype: "ext4".into(), read_only: parts.read_only },
+        root: Root { device: disk_device(0), fstype: "ext4".into(), read_only: false },
         mounts,
         network: guest_network,
         command: parts.command,
@@ -156,16 +119,17 @@ fn check_slots(machine: &Machine) -> Result<(), String> {
     if taken <= VIRTIO_SLOTS {
         return Ok(());
     }
-    let volumes = machine.disks.len() - 1 + machine.shares.len();
     Err(format!(
-        "the machine has {VIRTIO_SLOTS} device slots and this takes {taken}: drop {} of the {volumes} `-v` and `--share` mounts",
-        taken - VIRTIO_SLOTS
+        "the machine has {VIRTIO_SLOTS} device slots and this takes {taken}: drop {} of the {} `-v` and `--share` mounts",
+        taken - VIRTIO_SLOTS,
+        machine.shares.len()
     ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::machine::DiskFormat;
 
     fn parts() -> Parts {
         Parts {
@@ -178,56 +142,42 @@ mod tests {
             hostname: "web".into(),
             ports: Some(vec![]),
             volumes: vec![],
-            volume_disk: |name| format!("/volumes/{name}").into(),
             recipe_share: None,
-            tmpfs: vec![],
-            read_only: false,
             command: None,
             stdio: Stdio::Console,
             stop_signal: 15,
             trace: false,
             agent_socket: None,
-            gdb_port: None,
         }
     }
 
-    fn volume(text: &str) -> VolumeRequest {
-        super::super::request::parse_volume(text).unwrap()
+    fn volume(target: &str) -> Volume {
+        Volume {
+            folder: "/etc".into(),
+            file: Some("hostname".into()),
+            target: target.into(),
+            read_only: true,
+        }
     }
 
     #[test]
-    fn a_single_file_is_shared_by_its_folder() {
-        let volumes = vec![volume("/etc/hostname:/etc/motd:ro"), volume("data:/var/lib/data")];
-        let plan = plan(Parts { volumes, ..parts() }).unwrap();
-        assert_eq!(
-            plan.machine.shares,
-            [Share { tag: "share0".into(), path: "/etc".into(), read_only: true }]
-        );
-        assert_eq!(
-            plan.boot_config.mounts,
-            [
-                Mount::Share {
-                    tag: "share0".into(),
-                    target: "/etc/motd".into(),
-                    read_only: true,
-                    file: Some("hostname".into()),
-                    required: true
-                },
-                Mount::Disk {
-                    device: "/dev/vdb".into(),
-                    fstype: "ext4".into(),
-                    target: "/var/lib/data".into(),
-                    read_only: false,
-                    populate: true
-                }
-            ]
-        );
-        assert_eq!(plan.machine.disks[1].path, "/volumes/data");
+    fn a_volume_is_a_share_for_qemu_and_a_mount_for_pid_1() {
+        let plan = plan(Parts { volumes: vec![volume("/etc/motd")], ..parts() }).unwrap();
+        let share = Share { tag: "share0".into(), path: "/etc".into(), read_only: true };
+        assert_eq!(plan.machine.shares, [share]);
+        let mount = Mount::Share {
+            tag: "share0".into(),
+            target: "/etc/motd".into(),
+            read_only: true,
+            file: Some("hostname".into()),
+            required: true,
+        };
+        assert_eq!(plan.boot_config.mounts, [mount]);
     }
 
     #[test]
     fn too_many_mounts_are_counted() {
-        let volumes = (0..6).map(|n| volume(&format!("/tmp:/m{n}"))).collect();
+        let volumes = (0..6).map(|n| volume(&format!("/m{n}"))).collect();
         assert_eq!(
             plan(Parts { volumes, ..parts() }).unwrap_err(),
             "the machine has 8 device slots and this takes 10: drop 2 of the 6 `-v` and `--share` mounts"

@@ -7,27 +7,31 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::{Hint as _, usage};
 
-/// A `-v` mount.
+/// A `-v` mount, as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeRequest {
-    /// Where it comes from.
-    pub source: VolumeSource,
+    /// A folder or a file of the host.
+    pub source: Utf8PathBuf,
     /// Absolute path in the guest.
     pub target: String,
     /// Refuse writes.
     pub read_only: bool,
 }
 
-/// Where a `-v` mount comes from.
+/// A `-v` mount whose source was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VolumeSource {
-    /// A folder or a file of the host.
-    Host(Utf8PathBuf),
-    /// A disk of its own that outlives the machine.
-    Named(String),
+pub struct Volume {
+    /// The folder to share, an absolute path: 9p shares folders only.
+    pub folder: Utf8PathBuf,
+    /// Mount only this file of it.
+    pub file: Option<String>,
+    /// Absolute path in the guest.
+    pub target: String,
+    /// Refuse writes.
+    pub read_only: bool,
 }
 
-/// docker's `-v`: `HOST:GUEST[:ro]` or `NAME:GUEST[:ro]`. A host path starts with `/`, `.` or `~`, or holds a `/`.
+/// docker's `-v`: `HOST:GUEST[:ro]`. As for docker, a host path is told from a name by a `/`, or a `.` in front.
 pub fn parse_volume(text: &str) -> Result<VolumeRequest, String> {
     let (text, read_only) = match text.strip_suffix(":ro") {
         Some(rest) => (rest, true),
@@ -42,13 +46,22 @@ pub fn parse_volume(text: &str) -> Result<VolumeRequest, String> {
     if target.trim_end_matches('/').is_empty() {
         return Err("a mount on `/` would hide the whole image".into());
     }
-    let is_path = source.starts_with('.') || source.contains('/');
-    let source = if is_path {
-        VolumeSource::Host(source.into())
-    } else {
-        VolumeSource::Named(crate::vm::run_dir::parse_name(source)?)
-    };
-    Ok(VolumeRequest { source, target: target.to_owned(), read_only })
+    if !source.starts_with('.') && !source.contains('/') {
+        return Err(format!("`{source}` is not a path: write `./{source}` for a folder here"));
+    }
+    Ok(VolumeRequest { source: source.into(), target: target.to_owned(), read_only })
+}
+
+impl VolumeRequest {
+    /// Looks at the source. Errors where there is none.
+    pub fn resolve(&self) -> anyhow::Result<Volume> {
+        let path = existing(&self.source, "shared folder or file")?;
+        let (folder, file) = match (path.is_dir(), path.parent(), path.file_name()) {
+            (false, Some(parent), Some(name)) => (parent.to_owned(), Some(name.to_owned())),
+            _ => (path, None),
+        };
+        Ok(Volume { folder, file, target: self.target.clone(), read_only: self.read_only })
+    }
 }
 
 /// docker's `-e`: `NAME=value`, or `NAME` for this process's own value (`None` where it has none).
@@ -106,15 +119,32 @@ mod tests {
 
     #[test]
     fn volumes_are_written_as_for_docker() {
-        let host = |path: &str| VolumeSource::Host(path.into());
-        let volume =
-            |source, target: &str, read_only| VolumeRequest { source, target: target.into(), read_only };
-        assert_eq!(parse_volume("./site:/srv"), Ok(volume(host("./site"), "/srv", false)));
-        assert_eq!(parse_volume("/a:b:/srv:ro"), Ok(volume(host("/a:b"), "/srv", true)));
-        assert_eq!(parse_volume("data:/srv"), Ok(volume(VolumeSource::Named("data".into()), "/srv", false)));
+        let volume = |source: &str, target: &str, read_only| VolumeRequest {
+            source: source.into(),
+            target: target.into(),
+            read_only,
+        };
+        assert_eq!(parse_volume("./site:/srv"), Ok(volume("./site", "/srv", false)));
+        assert_eq!(parse_volume("/a:b:/srv:ro"), Ok(volume("/a:b", "/srv", true)));
         assert_eq!(parse_volume("/srv").unwrap_err(), "`/srv` is not HOST:GUEST");
         assert_eq!(parse_volume("./site:srv").unwrap_err(), "the guest's path `srv` is not absolute");
         assert_eq!(parse_volume("./site:/").unwrap_err(), "a mount on `/` would hide the whole image");
+        assert_eq!(
+            parse_volume("data:/srv").unwrap_err(),
+            "`data` is not a path: write `./data` for a folder here"
+        );
+    }
+
+    #[test]
+    fn a_single_file_is_shared_by_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap().canonicalize_utf8().unwrap();
+        std::fs::write(folder.join("page"), "").unwrap();
+        let resolved =
+            |source: &Utf8Path| parse_volume(&format!("{source}:/srv")).unwrap().resolve().unwrap();
+        let volume = |file| Volume { folder: folder.clone(), file, target: "/srv".into(), read_only: false };
+        assert_eq!(resolved(&folder), volume(None));
+        assert_eq!(resolved(&folder.join("page")), volume(Some("page".into())));
     }
 
     #[test]

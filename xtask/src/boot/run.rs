@@ -6,7 +6,6 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use camino::Utf8Path;
 use init::boot_config::{BOOT_CONFIG_PATH, BootConfig, Stdio};
 use init::protocol::MAIN_CHANNEL;
 
@@ -32,21 +31,12 @@ pub fn limits(accelerator: Accelerator, timeout: Option<Duration>) -> Limits {
     Limits { start, run: timeout, grace: Duration::from_secs(10), end: Duration::from_secs(60) }
 }
 
-/// Writes PID 1's initramfs with this boot's settings behind it: two archives end to end unpack as one
+/// PID 1's initramfs with this boot's settings behind it: two archives end to end unpack as one
 /// (`Documentation/driver-api/early-userspace/buffer-format.rst`).
-pub fn write_initramfs(
-    init_initramfs: &Utf8Path,
-    settings: &BootConfig,
-    path: &Utf8Path,
-) -> anyhow::Result<()> {
-    let mut bytes = fs::read(init_initramfs).with_context(|| format!("failed to read `{init_initramfs}`"))?;
-    let name = BOOT_CONFIG_PATH.trim_start_matches('/');
-    bytes.extend(cpio::archive(&[cpio::Entry::File {
-        path: name,
-        mode: 0o400,
-        contents: &serde_json::to_vec(settings)?,
-    }]));
-    fs::write(path, bytes).with_context(|| format!("failed to write `{path}`"))
+pub fn initramfs(init: &[u8], settings: &BootConfig) -> anyhow::Result<Vec<u8>> {
+    let path = BOOT_CONFIG_PATH.trim_start_matches('/');
+    let contents = &serde_json::to_vec(settings)?;
+    Ok([init, &cpio::archive(&[cpio::Entry::File { path, mode: 0o400, contents }])].concat())
 }
 
 /// Runs the machine with its streams joined to ours, and says how it ended.
@@ -80,7 +70,7 @@ pub fn in_foreground(plan: &Plan, run_dir: &RunDir, limits: Limits) -> anyhow::R
             session.run(frames, move |message| say.say(message), move || escape.give_up())
         })
     });
-    let ending = supervisor.run(|| {});
+    let ending = supervisor.run();
     if let Some(session) = session {
         // All output is written before we say how it ended.
         let _ = session.join();

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Lock, read_text, write_whole};
@@ -39,12 +39,12 @@ pub struct Verdict {
     pub reason: Option<String>,
 }
 
-/// The accelerator to use. `kernel` and `initramfs` serve the probe, where one is needed.
+/// The accelerator to use. `kernel`, and `initramfs` with PID 1, serve the probe, where one is needed.
 pub fn choose(
     workspace: &Workspace,
     choice: AcceleratorChoice,
     kernel: &Utf8Path,
-    initramfs: &Utf8Path,
+    initramfs: impl FnOnce() -> anyhow::Result<Utf8PathBuf>,
 ) -> anyhow::Result<Accelerator> {
     match choice {
         AcceleratorChoice::Kvm => Ok(Accelerator::Kvm),
@@ -76,7 +76,11 @@ pub fn known_verdict(workspace: &Workspace) -> Option<Verdict> {
     serde_json::from_str::<Verdict>(&text).ok().filter(|verdict| verdict.host == host)
 }
 
-fn verdict(workspace: &Workspace, kernel: &Utf8Path, initramfs: &Utf8Path) -> anyhow::Result<Verdict> {
+fn verdict(
+    workspace: &Workspace,
+    kernel: &Utf8Path,
+    initramfs: impl FnOnce() -> anyhow::Result<Utf8PathBuf>,
+) -> anyhow::Result<Verdict> {
     if let Some(verdict) = known_verdict(workspace) {
         return Ok(verdict);
     }
@@ -85,8 +89,9 @@ fn verdict(workspace: &Workspace, kernel: &Utf8Path, initramfs: &Utf8Path) -> an
     if let Some(verdict) = known_verdict(workspace) {
         return Ok(verdict);
     }
+    let initramfs = initramfs()?;
     note!("trying whether a guest boots with KVM here (at most {} s, once)", PROBE_DEADLINE.as_secs());
-    let reason = probe(&folder.join("kvm-console.log"), kernel, initramfs)?;
+    let reason = probe(&folder.join("kvm-console.log"), kernel, &initramfs)?;
     let verdict = Verdict { host: describe_host(), reason };
     write_whole(&folder.join("kvm.json"), &serde_json::to_vec_pretty(&verdict)?)
         .context("failed to remember the KVM verdict")?;
@@ -106,7 +111,6 @@ fn probe(console_log: &Utf8Path, kernel: &Utf8Path, initramfs: &Utf8Path) -> any
         disks: Vec::new(),
         shares: Vec::new(),
         network: Network::None,
-        gdb_port: None,
     };
     let supervision = Supervision {
         limits: Limits {
@@ -121,7 +125,7 @@ fn probe(console_log: &Utf8Path, kernel: &Utf8Path, initramfs: &Utf8Path) -> any
         console_on_terminal: false,
     };
     let begun = Instant::now();
-    Supervisor::launch(&machine, supervision)?.run(|| {})?;
+    Supervisor::launch(&machine, supervision)?.run()?;
     let console = String::from_utf8_lossy(&fs::read(console_log).unwrap_or_default()).into_owned();
     Ok(if console.contains("init: ") {
         None

@@ -298,7 +298,7 @@ pub(super) fn document<T: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<T> {
 
 /// Opens a file, with its path in the error and the nearest name where there is none.
 pub(super) fn open(path: &Utf8Path) -> anyhow::Result<File> {
-    let file = File::open(path).with_context(|| super::nearest::describe(path))?;
+    let file = File::open(path).with_context(|| crate::nearest::describe(path))?;
     let metadata = file.metadata().with_context(|| format!("failed to read `{path}`"))?;
     ensure!(metadata.is_file(), "`{path}` is not a file");
     Ok(file)

@@ -6,10 +6,10 @@ use std::os::unix::fs::MetadataExt as _;
 use anyhow::bail;
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::nearest::nearest;
 use super::store::{CachedDisk, Store};
 use crate::artifact::remove_any;
 use crate::disk::backing_file;
+use crate::nearest::nearest;
 use crate::workspace::Workspace;
 
 /// Bytes that a file or folder takes on the host's disk.
@@ -30,7 +30,7 @@ pub fn remove(workspace: &Workspace, wanted: &[String]) -> anyhow::Result<u64> {
         let matching: Vec<&CachedDisk> = disks.iter().filter(|disk| matches(disk, word)).collect();
         if matching.is_empty() {
             let names: BTreeSet<String> = disks.iter().map(|disk| disk.record.name.clone()).collect();
-            match nearest(word, names) {
+            match nearest(word, names.iter().map(String::as_str)) {
                 Some(near) => bail!("there is no image `{word}` in the cache; is it `{near}`?"),
                 None => bail!(
                     "there is no image `{word}` in the cache; `cargo xtask image ls` shows what is there"

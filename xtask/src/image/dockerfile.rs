@@ -13,10 +13,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::dockerignore::DockerIgnore;
-use super::nearest;
 use crate::artifact::{create_folder, read_text};
 use crate::error::Hint as _;
 use crate::host::tools;
+use crate::nearest;
 use crate::workspace::hex;
 
 /// The name under which PID 1 is in every context.
@@ -136,8 +136,8 @@ pub(super) fn find_dockerfile(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
         return Ok(found.clone());
     }
     let names = path.read_dir_utf8().with_context(|| format!("failed to list `{path}`"))?;
-    let names = names.flatten().map(|entry| entry.file_name().to_owned());
-    match nearest::nearest("Dockerfile", names) {
+    let names: Vec<String> = names.flatten().map(|entry| entry.file_name().to_owned()).collect();
+    match nearest::nearest("Dockerfile", names.iter().map(String::as_str)) {
         Some(near) => bail!("the folder `{path}` has no Dockerfile; is it `{}`?", path.join(near)),
         None => bail!("the folder `{path}` has no Dockerfile"),
     }

@@ -16,7 +16,6 @@ pub mod export;
 pub mod flatten;
 pub mod fuzz;
 pub mod layer;
-pub mod nearest;
 pub mod oci;
 mod plan;
 pub mod reference;
@@ -111,7 +110,9 @@ pub fn check(source: &Source) -> anyhow::Result<()> {
         Source::DockerArchive(path, _)
         | Source::OciArchive(path, _)
         | Source::Oci(path, _)
-        | Source::Rootfs(path) => std::fs::metadata(path).map(drop).with_context(|| nearest::describe(path)),
+        | Source::Rootfs(path) => {
+            std::fs::metadata(path).map(drop).with_context(|| crate::nearest::describe(path))
+        }
         Source::Registry(_) | Source::ContainersStorage(_) | Source::DockerDaemon(_) | Source::Stdin => {
             Ok(())
         }

@@ -10,7 +10,7 @@ use super::builder::{self, Builder};
 use super::dockerfile::{self, BuildContext};
 use super::reference::Reference;
 use super::store::{CachedDisk, Store};
-use super::{ImageRequest, Source, nearest, oci, registry, way};
+use super::{ImageRequest, Source, oci, registry, way};
 use crate::artifact::{Staged, create_folder};
 use crate::host::tools::Purpose;
 use crate::tasks::Context;
@@ -150,7 +150,7 @@ fn in_checkout(context: &Context, path: &Utf8Path) -> Utf8PathBuf {
 
 /// Changes whenever a file is written again.
 fn stamp(source: &Source, path: &Utf8Path) -> anyhow::Result<String> {
-    let metadata = std::fs::metadata(path).with_context(|| nearest::describe(path))?;
+    let metadata = std::fs::metadata(path).with_context(|| crate::nearest::describe(path))?;
     let (size, inode, device) = (metadata.size(), metadata.ino(), metadata.dev());
     let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
     Ok(format!("file\0{source}\0{path}\0{size}\0{device}:{inode}\0{seconds}.{nanoseconds}"))

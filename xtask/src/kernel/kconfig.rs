@@ -53,7 +53,7 @@ impl Symbols {
     /// The option whose name is most like `CONFIG_X`, if any is.
     pub fn nearest(&self, option: &str) -> Option<String> {
         let name = option.strip_prefix("CONFIG_")?;
-        let found = crate::error::nearest(name, self.symbols.keys().map(String::as_str))?;
+        let found = crate::nearest::nearest(name, self.symbols.keys().map(String::as_str))?;
         Some(format!("CONFIG_{found}"))
     }
 

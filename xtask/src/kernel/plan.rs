@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 use super::KernelRequest;
 use super::build::Base;
 use super::config::{self, Origin, Setting};
-use crate::error::{EXIT_USAGE, ExitWith as _, Hint as _, nearest, nearest_path};
+use crate::error::{EXIT_USAGE, ExitWith as _, Hint as _};
+use crate::nearest::{nearest, nearest_path};
 use crate::workspace::{Workspace, hex};
 
 /// Part of every request's key: raise it when a build of the same request comes out differently.

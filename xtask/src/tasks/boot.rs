@@ -1,16 +1,17 @@
 //! `boot`: from a source to a running machine, and its exit code.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use init::boot_config::Stdio;
+use sha2::{Digest as _, Sha256};
 
 use super::Context;
 use crate::artifacts::Set;
 use crate::boot::plan::{Parts, Plan, plan};
 use crate::boot::request::{
-    VolumeRequest, VolumeSource, existing, parse_duration, parse_variable, parse_volume, read_variables,
+    VolumeRequest, existing, parse_duration, parse_variable, parse_volume, read_variables,
 };
 use crate::boot::run;
 use crate::disk;
@@ -22,9 +23,9 @@ use crate::image::{self, ImageRequest, Source};
 use crate::kernel::{self, KernelRequest};
 use crate::vm::machine::{Disk, DiskFormat, PublishedPort, parse_memory_mib};
 use crate::vm::qemu;
-use crate::vm::run_dir::{Description, RunDir, parse_name};
+use crate::vm::run_dir::{RunDir, parse_name};
 use crate::vm::{signal, terminal};
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, hex};
 use crate::{artifact, note};
 
 /// The image that is booted when none is named, relative to the checkout.
@@ -135,7 +136,7 @@ struct Bootable {
     short_name: String,
     kernel: Utf8PathBuf,
     /// PID 1's own initramfs; `None` boots the disk's own init.
-    initramfs: Option<Utf8PathBuf>,
+    initramfs: Option<Vec<u8>>,
     disk: Utf8PathBuf,
     disk_format: DiskFormat,
     config: ImageConfig,
@@ -146,7 +147,10 @@ impl BootArgs {
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         let workspace = &context.workspace;
         // Everything that can be wrong is found before anything slow starts.
-        let volumes = self.checked_volumes()?;
+        if let Some(name) = &self.name {
+            RunDir::named(workspace, name).check_free()?;
+        }
+        let volumes = self.volume.iter().map(VolumeRequest::resolve).collect::<Result<_, _>>()?;
         let share = self.share.as_deref().map(|path| existing(path, "shared folder")).transpose()?;
         let variables = self.variables()?;
         let source = self.source(context)?;
@@ -155,14 +159,12 @@ impl BootArgs {
 
         context.require(&[Purpose::Boot])?;
         let bootable = match &self.from {
-            Some(folder) => from_set(context, folder)?,
+            Some(folder) => from_set(folder)?,
             None => from_source(context, source)?,
         };
-        let probe_init = match &bootable.initramfs {
-            Some(initramfs) => initramfs.clone(),
-            None => crate::init::ensure(context)?.initramfs,
-        };
-        let accelerator = accelerator::choose(workspace, self.accel, &bootable.kernel, &probe_init)?;
+        let accelerator = accelerator::choose(workspace, self.accel, &bootable.kernel, || {
+            Ok(crate::init::ensure(context)?.initramfs)
+        })?;
 
         let tty = self.tty || (!self.interactive && terminal::is_terminal());
         let overrides = Overrides {
@@ -187,18 +189,15 @@ impl BootArgs {
         let parts = Parts {
             kernel: bootable.kernel.clone(),
             initramfs: bootable.initramfs.is_some().then(|| run_dir.initramfs()),
-            root: self.root_disk(workspace, &bootable, &name)?,
+            root: self.root_disk(workspace, &bootable, &run_dir)?,
             accelerator,
             memory_mib: self.memory,
             cpus: self.cpus,
             hostname: self.hostname.clone(),
             ports: Some(ports.clone()),
             volumes,
-            volume_disk: |name| name.into(),
             recipe_share: share,
-            tmpfs: Vec::new(),
-            read_only: false,
-            command: command.clone(),
+            command,
             stdio: if has_agent {
                 Stdio::Agent { tty, stdin: tty || self.interactive }
             } else {
@@ -207,26 +206,14 @@ impl BootArgs {
             stop_signal,
             trace: self.init_debug,
             agent_socket: has_agent.then(|| run_dir.agent_socket()),
-            gdb_port: None,
         };
         let planned = plan(parts).map_err(usage)?;
         if self.dry_run {
             return self.print(workspace, &bootable, planned);
         }
-        run_dir.describe(&Description {
-            name: name.clone(),
-            image: bootable.image.clone(),
-            command: command.map(|command| command.argv).unwrap_or_default(),
-            ports: ports.clone(),
-            memory_mib: self.memory,
-            cpus: self.cpus,
-            created: SystemTime::now(),
-            overlay: (!self.persist).then(|| overlay_path(workspace, &name)),
-            remove_at_end: true,
-            stop_signal: planned.boot_config.stop_signal,
-        })?;
         if let Some(initramfs) = &bootable.initramfs {
-            run::write_initramfs(initramfs, &planned.boot_config, &run_dir.initramfs())?;
+            let bytes = run::initramfs(initramfs, &planned.boot_config)?;
+            artifact::write_whole(&run_dir.initramfs(), &bytes)?;
         }
         for port in &ports {
             let scheme = if port.guest == 80 { "http://" } else { "" };
@@ -242,19 +229,6 @@ impl BootArgs {
         let code = run::report(workspace, &run_dir, &ending)?;
         drop(guard);
         Ok(code)
-    }
-
-    fn checked_volumes(&self) -> anyhow::Result<Vec<VolumeRequest>> {
-        let mut volumes = self.volume.clone();
-        for volume in &mut volumes {
-            match &mut volume.source {
-                VolumeSource::Host(path) => *path = existing(path, "shared folder or file")?,
-                VolumeSource::Named(name) => {
-                    return Err(usage(format!("`{name}` is not a path: write `./{name}` for a folder here")));
-                }
-            }
-        }
-        Ok(volumes)
     }
 
     fn variables(&self) -> anyhow::Result<Vec<String>> {
@@ -290,7 +264,12 @@ impl BootArgs {
     }
 
     /// The disk that the guest writes to: an overlay over the image's, fresh or kept.
-    fn root_disk(&self, workspace: &Workspace, bootable: &Bootable, name: &str) -> anyhow::Result<Disk> {
+    fn root_disk(
+        &self,
+        workspace: &Workspace,
+        bootable: &Bootable,
+        run_dir: &RunDir,
+    ) -> anyhow::Result<Disk> {
         let disk = |path, format, snapshot| Disk { path, format, read_only: false, snapshot };
         if self.dry_run {
             return Ok(disk(bootable.disk.clone(), bootable.disk_format, true));
@@ -299,11 +278,8 @@ impl BootArgs {
             let kept = self.name.clone().unwrap_or_else(|| bootable.short_name.clone());
             workspace.persistent_disks().join(format!("{kept}.qcow2"))
         } else {
-            overlay_path(workspace, name)
+            run_dir.overlay().to_owned()
         };
-        if !self.persist {
-            artifact::remove_any(&overlay)?;
-        }
         if !overlay.exists() {
             artifact::create_folder(overlay.parent().unwrap_or(Utf8Path::new(".")))?;
             disk::overlay(&bootable.disk, bootable.disk_format, &overlay)?;
@@ -314,8 +290,11 @@ impl BootArgs {
     /// The machine as one would start it by hand: the console on the terminal in place of the agent, writes thrown away.
     fn print(&self, workspace: &Workspace, bootable: &Bootable, mut planned: Plan) -> anyhow::Result<u8> {
         if let Some(initramfs) = &bootable.initramfs {
-            let kept = workspace.cache().join("dry-run.cpio");
-            run::write_initramfs(initramfs, &planned.boot_config, &kept)?;
+            let bytes = run::initramfs(initramfs, &planned.boot_config)?;
+            // Named by its content: an earlier command line still boots what it was printed for.
+            let name = format!("{}.cpio", &hex(&Sha256::digest(&bytes))[..16]);
+            let kept = workspace.cache().join("dry-run").join(name);
+            artifact::write_whole(&kept, &bytes)?;
             planned.machine.initramfs = Some(kept);
         }
         println!("{}", qemu::paste(qemu::PROGRAM, &qemu::arguments(&planned.machine)));
@@ -331,7 +310,7 @@ fn from_source(context: &Context, source: Source) -> anyhow::Result<Bootable> {
         image: image.name.clone(),
         short_name: image.name,
         kernel: kernel.boot_image().to_owned(),
-        initramfs: Some(init.initramfs),
+        initramfs: Some(read(&init.initramfs)?),
         disk: image.disk,
         disk_format: DiskFormat::Raw,
         config: image.config,
@@ -340,7 +319,7 @@ fn from_source(context: &Context, source: Source) -> anyhow::Result<Bootable> {
 
 /// A set from elsewhere: with an image's config its `init` boots it as we boot our own; without one the disk carries
 /// its own `/sbin/init`, as the recipe has it.
-fn from_set(context: &Context, folder: &Utf8Path) -> anyhow::Result<Bootable> {
+fn from_set(folder: &Utf8Path) -> anyhow::Result<Bootable> {
     let folder = existing(folder, "folder")?;
     let set = Set::load(&folder)?;
     let (initramfs, config) = match (&set.init, &set.image_config) {
@@ -348,10 +327,7 @@ fn from_set(context: &Context, folder: &Utf8Path) -> anyhow::Result<Bootable> {
             let text = artifact::read_text(config)?;
             let config =
                 serde_json::from_str(&text).with_context(|| format!("failed to understand `{config}`"))?;
-            let bytes = std::fs::read(init).with_context(|| format!("failed to read `{init}`"))?;
-            let packed = context.workspace.init_folder().join("from-set.cpio");
-            artifact::write_whole(&packed, &crate::init::initramfs(&bytes))?;
-            (Some(packed), config)
+            (Some(crate::init::initramfs(&read(init)?)), config)
         }
         _ => (None, ImageConfig::default()),
     };
@@ -367,8 +343,8 @@ fn from_set(context: &Context, folder: &Utf8Path) -> anyhow::Result<Bootable> {
     })
 }
 
-fn overlay_path(workspace: &Workspace, name: &str) -> Utf8PathBuf {
-    workspace.overlays().join(format!("{name}.qcow2"))
+fn read(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("failed to read `{path}`"))
 }
 
 /// A name for a machine that was given none: its image's, and four digits of chance.

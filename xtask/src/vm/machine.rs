@@ -36,8 +36,6 @@ pub struct Machine {
     pub shares: Vec<Share>,
     /// The network interfaces.
     pub network: Network,
-    /// Wait for a debugger at this TCP port of the loopback interface.
-    pub gdb_port: Option<u16>,
 }
 
 /// How the guest's instructions are run.

@@ -30,10 +30,6 @@ pub fn arguments(machine: &Machine) -> Vec<String> {
     words.add("-device", "virtio-rng-device");
     // QEMU needs none of these once it runs: less to gain for a guest that breaks out.
     words.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    if let Some(port) = machine.gdb_port {
-        words.add("-gdb", format!("tcp:127.0.0.1:{port}"));
-        words.flags(&["-S"]);
-    }
     words.0
 }
 
@@ -186,7 +182,6 @@ mod tests {
             }],
             shares: Vec::new(),
             network: Network::User { ports: vec!["8080:80".parse().unwrap()] },
-            gdb_port: None,
         }
     }
 
@@ -215,7 +210,6 @@ mod tests {
         everything.network = Network::User { ports };
         everything.accelerator = Accelerator::Kvm;
         everything.cpus = 4;
-        everything.gdb_port = Some(1234);
         insta::assert_snapshot!(command_line(&everything));
     }
 

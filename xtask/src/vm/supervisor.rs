@@ -160,13 +160,8 @@ impl Supervisor {
         }
     }
 
-    /// QEMU's process id.
-    pub fn qemu_pid(&self) -> u32 {
-        self.qemu.id()
-    }
-
-    /// Follows the machine to its end. `on_started` is called once, when the main process runs.
-    pub fn run(mut self, mut on_started: impl FnMut()) -> anyhow::Result<Ending> {
+    /// Follows the machine to its end.
+    pub fn run(mut self) -> anyhow::Result<Ending> {
         let mut life = Lifecycle::launched(Instant::now(), self.supervision.limits, self.agent.is_some());
         let mut router = Router::new(MAIN_CLIENT);
         let mut console = Console::default();
@@ -214,7 +209,6 @@ impl Supervisor {
                         }
                         (Message::Started { .. }, MAIN_CHANNEL) => {
                             life.main_started();
-                            on_started();
                         }
                         (Message::Failed(failure), MAIN_CHANNEL) => {
                             let (code, cause) = (failure.code, failure.message.clone());
