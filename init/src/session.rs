@@ -168,8 +168,20 @@ mod tests {
         assert_eq!(parse(b"7 (kthreadd) S 0 0 0 0"), None, "the kernel's own threads have no session");
         assert_eq!(parse(b"7 (sh"), None);
         assert_eq!(parse(b""), None);
-        let own = rustix::process::getpid();
-        assert!(processes().iter().any(|process| process.id == own));
+    }
+
+    #[test]
+    fn a_living_process_is_found_in_its_session() {
+        // Of its own: this process's session may lie outside of its PID namespace, where `/proc` says 0.
+        let mut child = Command::new("setsid").args(["sleep", "60"]).spawn().unwrap();
+        let id = Pid::from_child(&child);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let found = iter::repeat_with(processes)
+            .take_while(|_| Instant::now() < deadline)
+            .any(|processes| processes.iter().any(|process| process.id == id && process.session == id));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found, "`setsid sleep` is not among the living");
     }
 
     #[test]
