@@ -48,6 +48,8 @@ fn whiteouts_links_and_replacements() {
         .link("link", "etc/passwd")
         .file("first", "shared")
         .hardlink("second", "first")
+        .file(b"\xe9-gone", "a name that is not UTF-8")
+        .file(b"\xe9-kept", "another")
         .bytes();
     let middle = Tar::new()
         .entry(EntryType::Regular, "etc/.wh.gone", b"", &With::default())
@@ -60,6 +62,8 @@ fn whiteouts_links_and_replacements() {
         .file("becomes-folder/inside", "1")
         .file("becomes-file", "2")
         .hardlink("etc/third", "second")
+        .entry(EntryType::Regular, b".wh.\xe9-gone", b"", &With::default())
+        .hardlink(b"\xe9-again", b"\xe9-kept")
         .bytes();
     let top = Tar::new()
         .file("first", "own now")

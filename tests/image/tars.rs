@@ -1,12 +1,16 @@
 //! The disk of a plain archive equals the folder that GNU tar made it of, in every format that it writes.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::Path;
 
 use camino::Utf8Path;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use tar_core::EntryType;
 
+use crate::layers::{Tar, With};
 use crate::oracle::disk_of;
 use crate::support::Scratch;
 use crate::view::{self, View};
@@ -44,6 +48,14 @@ fn hard_tree(root: &Utf8Path) {
     fs::create_dir_all(at(&long)).unwrap();
     fs::write(at(&format!("{long}/{}", "f".repeat(255))), "deep").unwrap();
     fs::write(at("new\nline \"quote\" \\back täst"), "odd").unwrap();
+    // Names are bytes. One is in a folder that is large enough for an index by hashes.
+    let latin1 = |name: &[u8]| root.as_std_path().join(OsStr::from_bytes(name));
+    fs::create_dir(latin1(b"caf\xe9")).unwrap();
+    fs::write(latin1(b"caf\xe9/\xff\xfe"), "latin").unwrap();
+    fs::write(latin1(b"many/\x80\xe9"), "hashed").unwrap();
+    fs::hard_link(at("small"), latin1(b"caf\xe9/linked \xfc")).unwrap();
+    symlink(OsStr::from_bytes(b"caf\xe9/\xff\xfe"), latin1(b"link-\xe9")).unwrap();
+    symlink(OsStr::from_bytes(&[0xe9; 300]), at("link-long-latin")).unwrap();
     fs::hard_link(at("small"), at("many/linked")).unwrap();
     fs::hard_link(at("small"), at("zz-linked")).unwrap();
     symlink("small", at("link")).unwrap();
@@ -218,4 +230,18 @@ fn debugfs_sees_the_same_inode() {
     assert!(stat.contains("mtime: 0xfffeae80"), "{stat}");
     assert_eq!(read("cat file"), "content");
     assert!(read("ea_get file user.note").contains("hello"));
+}
+
+/// No file of the host can have it: chown(2) takes it for "leave it as it is".
+#[test]
+fn the_highest_owner_of_all() {
+    let scratch = Scratch::new();
+    let owner = (u32::MAX, u32::MAX);
+    let bytes = Tar::new()
+        .folder("./")
+        .entry(EntryType::Regular, "file", b"", &With { owner, ..With::default() })
+        .bytes();
+    let tar = scratch.path().join("archive.tar");
+    fs::write(&tar, bytes).unwrap();
+    assert_eq!(view::of_disk(&disk_of(&scratch, &format!("rootfs:{tar}")))["file"].owner, owner);
 }

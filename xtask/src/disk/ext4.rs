@@ -1,22 +1,22 @@
-//! Writes a [`Tree`] as an ext4 file system. The one place that knows the crate `mkext4`.
+//! Writes a [`Tree`] as an ext4 file system. With `contents`, the one place that knows the crate `mkext4`.
 //!
 //! Metadata is laid out and written first; contents are then copied from their layers straight to their blocks,
 //! in ascending order, by the kernel where it can. The same tree gives the same bytes.
 //!
-//! What ext4 or the crate cannot hold is refused with the entry's name: names that are not UTF-8, attributes of
-//! unknown namespaces or larger than a block, times outside 1901 to 2446.
+//! What ext4 cannot hold is refused with the entry's name: attributes of unknown namespaces or larger than a block,
+//! times outside 1901 to 2446.
 
 use std::collections::HashMap;
 use std::fs::File;
 
 use anyhow::{Context as _, ensure};
-use mkext4::{FsBuilder, InodeCount, InodeHandle, Meta, Options, SparseSeg, SpecialKind};
+use mkext4::{FsBuilder, InodeCount, InodeHandle, Meta, Options, SpecialKind};
 use sha2::{Digest as _, Sha256};
 
-use super::copy;
+use super::contents::{block_segments, copy_content, sparse_declaration};
 use crate::error::hinted;
 use crate::image::acl;
-use crate::image::layer::{Content, Layer, Metadata, Segment, display};
+use crate::image::layer::{Content, Layer, Metadata, display};
 use crate::image::tree::{Inode, InodeId, Kind, ROOT, Tree};
 
 /// ext4's block here, in bytes.
@@ -141,7 +141,7 @@ fn declare(tree: &Tree, size: u64, demand: &Demand) -> anyhow::Result<Declared> 
             ensure!(is_empty, "`/lost+found` can only be an empty directory in an ext4 file system");
             return Ok(());
         }
-        let text = std::str::from_utf8(name).context("its name is not UTF-8").with_context(refuse)?;
+        let text = as_text(name);
         if let Some(&handle) = handles.get(&id) {
             return builder.hardlink(directory, text, handle).map_err(explain).with_context(refuse);
         }
@@ -173,9 +173,8 @@ fn add(
         }
         Kind::File(content) => builder.file_sparse(directory, name, meta, &sparse_declaration(content)),
         Kind::Symlink(target) => {
-            let target = std::str::from_utf8(target).context("its target is not UTF-8")?;
             // A link's own mode counts for nothing and reads as this on every Linux.
-            builder.symlink(directory, name, target, Meta { mode: 0o777, ..meta })
+            builder.symlink(directory, name, as_text(target), Meta { mode: 0o777, ..meta })
         }
         &Kind::CharDevice { major, minor } => {
             builder.mknod(directory, name, meta, SpecialKind::Char { major, minor })
@@ -186,6 +185,18 @@ fn add(
         Kind::Fifo => builder.mknod(directory, name, meta, SpecialKind::Fifo),
     };
     handle.map_err(explain)
+}
+
+/// Names and links' targets are any bytes, and the crate wants text. It writes what it is given.
+fn as_text(bytes: &[u8]) -> &str {
+    #[expect(unsafe_code, reason = "the crate has no other way for names that are not UTF-8")]
+    // SAFETY: bytes that are not UTF-8 in a `str` are no undefined behaviour by themselves (`str`, "Invariant"), only
+    // in what relies on them. mkext4, pinned to 0.0.3, compares and copies the text's bytes (`FsBuilder::intern`,
+    // `add_entry`, `symlink`); it prints a name where that is `.` or `..`, has a `/` or a zero byte, or is there
+    // twice, all of which `image::flatten` has ruled out, and never prints a target.
+    unsafe {
+        std::str::from_utf8_unchecked(bytes)
+    }
 }
 
 fn meta(metadata: &Metadata) -> anyhow::Result<Meta> {
@@ -295,88 +306,6 @@ fn identifier(tree: &Tree, size: u64) -> [u8; 16] {
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     uuid
-}
-
-/// The stored parts of a file, rounded out to whole blocks and merged; the last may end inside a block.
-fn block_segments(content: &Content) -> Vec<Segment> {
-    let Some(parts) = &content.sparse else {
-        let whole = Segment { offset: 0, length: content.size };
-        return if content.size > 0 { vec![whole] } else { Vec::new() };
-    };
-    let mut rounded: Vec<Segment> = Vec::with_capacity(parts.len());
-    for part in parts {
-        let start = part.offset / BLOCK * BLOCK;
-        let end = (part.offset + part.length).next_multiple_of(BLOCK).min(content.size);
-        match rounded.last_mut() {
-            Some(last) if last.offset + last.length >= start => {
-                last.length = last.length.max(end - last.offset);
-            }
-            _ => rounded.push(Segment { offset: start, length: end - start }),
-        }
-    }
-    rounded
-}
-
-fn sparse_declaration(content: &Content) -> Vec<SparseSeg> {
-    let mut declaration = Vec::new();
-    let mut at = 0;
-    for part in block_segments(content) {
-        if part.offset > at {
-            declaration.push(SparseSeg::Hole(part.offset - at));
-        }
-        declaration.push(SparseSeg::Data(part.length));
-        at = part.offset + part.length;
-    }
-    if content.size > at {
-        declaration.push(SparseSeg::Hole(content.size - at));
-    }
-    declaration
-}
-
-/// Copies a file's stored parts to its blocks. `extents` are the disk's ranges for [`block_segments`], in order.
-fn copy_content(content: &Content, layer: &Layer, disk: &File, extents: &[(u64, u64)]) -> anyhow::Result<()> {
-    let whole = [Segment { offset: 0, length: content.size }];
-    let places = places(&block_segments(content), extents);
-    let mut places = places.iter().peekable();
-    let mut stored_at = content.offset;
-    for part in content.sparse.as_deref().unwrap_or(&whole) {
-        let (mut at, mut left) = (part.offset, part.length);
-        while left > 0 {
-            // Both go upwards: what lies before this part is done with.
-            let place = places.peek().context("a file's blocks and its contents disagree")?;
-            let Some(into) = at.checked_sub(place.offset).filter(|&into| into < place.length) else {
-                places.next();
-                continue;
-            };
-            let length = left.min(place.length - into);
-            copy::range(&layer.file, stored_at, disk, place.on_disk + into, length)?;
-            (at, left, stored_at) = (at + length, left - length, stored_at + length);
-        }
-    }
-    Ok(())
-}
-
-/// A range of a file that is in one piece on the disk.
-struct Place {
-    offset: u64,
-    length: u64,
-    on_disk: u64,
-}
-
-fn places(segments: &[Segment], extents: &[(u64, u64)]) -> Vec<Place> {
-    let mut places = Vec::with_capacity(extents.len());
-    let mut extents = extents.iter().copied();
-    let mut extent = extents.next();
-    for segment in segments {
-        let (mut offset, end) = (segment.offset, segment.offset + segment.length);
-        while let Some((on_disk, room)) = extent.filter(|_| offset < end) {
-            let length = room.min(end - offset);
-            places.push(Place { offset, length, on_disk });
-            offset += length;
-            extent = if room > length { Some((on_disk + length, room - length)) } else { extents.next() };
-        }
-    }
-    places
 }
 
 /// Positioned writes; zeros are what a sparse file has anyway.

@@ -1,5 +1,6 @@
 //! Disks: [`ext4`] file systems made from an image's tree, and qcow2 files around and on top of them.
 
+mod contents;
 pub mod copy;
 pub mod ext4;
 pub mod guestfs;
