@@ -283,3 +283,15 @@ fn an_index_without_this_machine() {
     let said = registry.refusal(&scratch);
     assert!(said.contains("not made for `linux/amd64`; it is for linux/arm64"), "{said}");
 }
+
+#[test]
+fn a_name_without_an_address_is_not_tried_again() {
+    let scratch = Scratch::new();
+    // RFC 2606 keeps `.invalid` out of the domain name system.
+    let reference = "registry.invalid/app:1".parse().unwrap();
+    let options = Options { first_wait: Duration::from_secs(600), ..Options::default() };
+    let blobs = Blobs::new(scratch.path().join("blobs"));
+    let said = error::render(&registry::pull(&reference, options, &blobs, scratch.path()).unwrap_err());
+    assert!(said.contains("failed to reach the registry `registry.invalid`"), "{said}");
+    assert!(said.contains("hint: see that the name is right") && !said.contains("gave up after"), "{said}");
+}

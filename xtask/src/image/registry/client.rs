@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode, header};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::auth::{self, Challenge, Credentials};
+use super::trust::{is_about_trust, is_loopback, root_certificates};
 use crate::error::hinted;
 use crate::image::reference::{DEFAULT_REGISTRY, Reference};
 
@@ -188,22 +189,10 @@ impl Client {
                 self.change(|session| session.base = base);
                 Ok(response)
             }
-            Err(error) => Err(self.unreachable(error)),
+            Err(error) => {
+                Err(unreachable(error, format!("failed to reach the registry `{}`", self.reference.registry)))
+            }
         }
-    }
-
-    fn unreachable(&self, error: ureq::Error) -> Failure {
-        let is_about_trust = is_about_trust(&error);
-        let is_hopeless = matches!(error, ureq::Error::HostNotFound | ureq::Error::BadUri(_));
-        let error = anyhow::Error::new(error)
-            .context(format!("failed to reach the registry `{}`", self.reference.registry));
-        if is_about_trust {
-            return Failure::Final(hinted(
-                error,
-                "put the registry's certificate into `/etc/containers/certs.d/HOST/ca.crt`, or use `--tls-verify=false`",
-            ));
-        }
-        if is_hopeless { Failure::Final(error) } else { Failure::Passing(error, None) }
     }
 
     /// What to show the registry after it asked; `None` where it cannot be had.
@@ -247,12 +236,8 @@ impl Client {
                 request.call()
             }
         };
-        let mut response = response.map_err(|error| {
-            Failure::Passing(
-                anyhow::Error::new(error).context(format!("failed to reach `{realm}` for a token")),
-                None,
-            )
-        })?;
+        let mut response =
+            response.map_err(|error| unreachable(error, format!("failed to reach `{realm}` for a token")))?;
         if !response.status().is_success() {
             return Err(self.refusal(response, "a token"));
         }
@@ -292,10 +277,26 @@ impl Client {
     }
 }
 
-/// The server's certificate is not accepted.
-fn is_about_trust(error: &ureq::Error) -> bool {
-    // rustls's error may come wrapped in an I/O error.
-    error.to_string().contains("certificate")
+/// There is no answer; `what` says whose. Trying again helps where it may be for a moment.
+fn unreachable(error: ureq::Error, what: String) -> Failure {
+    let hint = if is_about_trust(&error) {
+        "put the registry's certificate into `/etc/containers/certs.d/HOST/ca.crt`, or use `--tls-verify=false`"
+    } else if is_about_name(&error) {
+        // The resolver has tried several times by itself.
+        "see that the name is right and that this host has a network; archives and local images need none"
+    } else if matches!(error, ureq::Error::BadUri(_)) {
+        return Failure::Final(anyhow::Error::new(error).context(what));
+    } else {
+        return Failure::Passing(anyhow::Error::new(error).context(what), None);
+    };
+    Failure::Final(hinted(anyhow::Error::new(error).context(what), hint))
+}
+
+/// The server's name has no address.
+fn is_about_name(error: &ureq::Error) -> bool {
+    // The standard library has no kind of error for getaddrinfo's, only these words.
+    matches!(error, ureq::Error::HostNotFound)
+        || error.to_string().contains("failed to lookup address information")
 }
 
 /// The first message of `{"errors":[{"code":…,"message":…}]}`, or a short answer as it is.
@@ -319,58 +320,9 @@ fn error_message(body: &str) -> Option<String> {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// What this system trusts (Debian's and Fedora's places), and what was added for this registry (docker's and podman's).
-fn root_certificates(registry: &str) -> anyhow::Result<RootCerts> {
-    const SYSTEM: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
-    let mut pem = Vec::new();
-    if let Some(system) = SYSTEM.iter().find_map(|path| std::fs::read(path).ok()) {
-        pem.extend(system);
-    }
-    let home = std::env::var("HOME").unwrap_or_default();
-    let folders = [
-        format!("/etc/docker/certs.d/{registry}"),
-        format!("/etc/containers/certs.d/{registry}"),
-        format!("{home}/.config/containers/certs.d/{registry}"),
-    ];
-    for folder in folders {
-        for file in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if file.path().extension().is_some_and(|extension| extension == "crt") {
-                let path = file.path();
-                pem.push(b'\n');
-                pem.extend(
-                    std::fs::read(&path).with_context(|| format!("failed to read `{}`", path.display()))?,
-                );
-            }
-        }
-    }
-    let certificates: Vec<Certificate<'static>> = ureq::tls::parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(certificate),
-            // A bundle may hold what this TLS does not know; the rest still counts.
-            _ => None,
-        })
-        .collect();
-    Ok(if certificates.is_empty() { RootCerts::WebPki } else { certificates.into_iter().into() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_registry_on_this_machine_is_known() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "127.8.8.8"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in ["registry-1.docker.io", "10.0.0.1:5000", "localhost.example.org"] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 
     #[test]
     fn what_a_registry_says_is_found() {

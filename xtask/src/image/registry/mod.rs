@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod client;
+mod trust;
 
 use std::collections::VecDeque;
 use std::fs::File;
