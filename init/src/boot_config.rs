@@ -51,7 +51,7 @@ pub struct Root {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, tag = "type", rename_all = "snake_case")]
 pub enum Mount {
-    /// A host folder over virtio-9p.
+    /// A host folder over virtio-9p; several mounts may be of one tag.
     Share {
         /// The device's `mount_tag`.
         tag: String,
@@ -72,8 +72,8 @@ pub enum Mount {
         /// with what the image has there.
         options: String,
     },
-    /// A further disk: a named volume.
-    Disk {
+    /// A named volume: a disk that starts with what the image holds at `target`, as docker's volumes do.
+    Volume {
         /// Device node such as `/dev/vdb`.
         device: String,
         /// File system type, `ext4`.
@@ -82,8 +82,6 @@ pub enum Mount {
         target: String,
         /// Mount it read-only.
         read_only: bool,
-        /// Copy what the image holds at `target` into the disk when the disk is empty, as docker does for volumes.
-        populate: bool,
     },
 }
 

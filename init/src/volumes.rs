@@ -1,6 +1,7 @@
-//! The user's mounts: folders and single files of the host over 9p, tmpfs, further disks.
+//! The user's mounts: folders and single files of the host over 9p, tmpfs, named volumes.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -19,37 +20,49 @@ const SHARE_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=mm
 /// Where things are mounted for a moment, out of the image's sight; a directory in devtmpfs.
 const STAGE: &str = "/dev/.init";
 
+/// The directory of a volume's disk that is mounted, beside the disk's own `lost+found`, which programs that expect
+/// an empty directory would stumble over.
+const VOLUME_DATA: &str = "data";
+
 /// Makes the user's mounts in their order.
 ///
 /// # Errors
 /// A mount failed that the user cannot do without; shares that are not required are only reported.
 pub(crate) fn make_all(mounts: &[Mount]) -> Result<()> {
-    for mount in mounts {
-        match (make(mount), mount) {
-            (Err(e), Mount::Share { required: false, .. }) => log::say(format_args!("{e:#}")),
-            (result, _) => result?,
+    // A share can be mounted once only (net/9p/trans_virtio.c); its folder and files are bound from there.
+    let mut staged: Vec<&str> = Vec::new();
+    let result = mounts.iter().try_for_each(|mount| match (make(mount, &mut staged), mount) {
+        (Err(e), Mount::Share { required: false, .. }) => {
+            log::say(format_args!("{e:#}"));
+            Ok(())
         }
+        (result, _) => result,
+    });
+    for tag in staged {
+        clear(&Path::new(STAGE).join(tag));
     }
-    Ok(())
+    result
 }
 
-fn make(mount: &Mount) -> Result<()> {
+fn make<'a>(mount: &'a Mount, staged: &mut Vec<&'a str>) -> Result<()> {
     match mount {
         Mount::Share { tag, target, read_only, file, .. } => {
             log::step(format_args!("mount share `{tag}` on {target}"));
-            if !is_offered(tag) {
-                bail!("cannot mount `{target}`: the machine has no share with the tag `{tag}`");
+            let share = Path::new(STAGE).join(tag);
+            if !staged.contains(&tag.as_str()) {
+                if !is_offered(tag) {
+                    bail!("cannot mount `{target}`: the machine has no share with the tag `{tag}`");
+                }
+                create_stage(&share)?;
+                mount_type(tag, &share, "9p", read_only_flag(*read_only), SHARE_OPTIONS)?;
+                staged.push(tag);
             }
-            let flags = read_only_flag(*read_only);
             match file {
                 None => {
                     create_point(Path::new(target), Point::Directory)?;
-                    mount_type(tag, Path::new(target), "9p", flags, SHARE_OPTIONS)
+                    bind_directory(&share, Path::new(target), MountFlags::empty())
                 }
-                Some(file) => on_stage(|stage| {
-                    mount_type(tag, stage, "9p", flags, SHARE_OPTIONS)?;
-                    bind_file(&stage.join(file), Path::new(target))
-                }),
+                Some(file) => bind_file(&share.join(file), Path::new(target)),
             }
         }
         Mount::Tmpfs { target, options } => {
@@ -68,32 +81,45 @@ fn make(mount: &Mount) -> Result<()> {
                 bind_directory(stage, path, options.flags)
             })
         }
-        Mount::Disk { device, fstype, target, read_only, populate } => {
-            log::step(format_args!("mount disk `{device}` on {target}"));
+        Mount::Volume { device, fstype, target, read_only } => {
+            log::step(format_args!("mount volume `{device}` on {target}"));
             let path = Path::new(target);
             create_point(path, Point::Directory)?;
             wait_for_device(device)?;
-            if !populate {
-                return mount_type(device, path, fstype, read_only_flag(*read_only), "");
-            }
             on_stage(|stage| {
-                // Filled once, out of sight, and in full before it is used.
                 mount_type(device, stage, fstype, MountFlags::empty(), "")?;
-                if is_empty(stage)? {
+                let data = stage.join(VOLUME_DATA);
+                if is_empty(&data)? {
                     log::step(format_args!("copy what the image has at {target}"));
-                    copy_tree(path, stage)?;
+                    fill(path, &data)?;
                 }
-                bind_directory(stage, path, read_only_flag(*read_only))
+                bind_directory(&data, path, read_only_flag(*read_only))
             })
         }
     }
 }
 
-/// Whether a fresh file system holds nothing but what mkfs puts there.
+/// Whether a directory is missing or holds nothing.
 fn is_empty(directory: &Path) -> Result<bool> {
-    let mut entries =
-        fs::read_dir(directory).with_context(|| format!("cannot read `{}`", directory.display()))?;
-    Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")))
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e).with_context(|| format!("cannot read `{}`", directory.display())),
+    }
+}
+
+/// Makes `data` from a directory of the image, with its owner and mode; a machine that ends meanwhile leaves none.
+fn fill(image: &Path, data: &Path) -> Result<()> {
+    let fresh = data.with_extension("new");
+    let write = || format!("cannot write `{}`", fresh.display());
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh).with_context(write)?;
+    }
+    fs::create_dir(&fresh).with_context(write)?;
+    copy_tree(image, &fresh)?;
+    // All of it is on the disk before its name is.
+    rustix::fs::sync();
+    fs::rename(&fresh, data).with_context(write)
 }
 
 /// Whether the machine has a 9p device with this tag.
@@ -135,11 +161,22 @@ pub(crate) fn bind_file(file: &Path, target: &Path) -> Result<()> {
 /// # Errors
 /// The directory cannot be made, or what `use_stage` yields.
 pub(crate) fn on_stage<T>(use_stage: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    fs::create_dir_all(STAGE).with_context(|| format!("cannot create `{STAGE}`"))?;
-    let result = use_stage(Path::new(STAGE));
-    let _ = unmount(STAGE, UnmountFlags::DETACH);
-    let _ = fs::remove_dir(STAGE);
+    let stage = Path::new(STAGE).join("one");
+    create_stage(&stage)?;
+    let result = use_stage(&stage);
+    clear(&stage);
     result
+}
+
+fn create_stage(stage: &Path) -> Result<()> {
+    fs::create_dir_all(stage).with_context(|| format!("cannot create `{}`", stage.display()))
+}
+
+/// Takes a stage away, and with the last one the folder that they are in.
+fn clear(stage: &Path) {
+    let _ = unmount(stage, UnmountFlags::DETACH);
+    let _ = fs::remove_dir(stage);
+    let _ = fs::remove_dir(STAGE);
 }
 
 /// What the words of mount(8) come to.

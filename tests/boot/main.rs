@@ -5,6 +5,7 @@ mod failures;
 mod hello;
 mod kernel;
 mod nginx;
+mod volumes;
 mod world;
 
 #[path = "../support/mod.rs"]

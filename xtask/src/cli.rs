@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
-use crate::tasks::{Context, bench, boot, collect, doctor, image, init, kernel, setup, status, test};
+use crate::tasks::{Context, bench, boot, collect, doctor, image, init, kernel, setup, status, test, volume};
 use crate::workspace::Workspace;
 
 /// Run a container image as a QEMU microVM
@@ -22,6 +22,7 @@ pub struct Cli {
 enum Task {
     Boot(Box<boot::BootArgs>),
     Image(image::ImageArgs),
+    Volume(volume::VolumeArgs),
     Kernel(kernel::KernelArgs),
     Init(init::InitArgs),
     Collect(collect::CollectArgs),
@@ -42,6 +43,7 @@ impl Cli {
         match self.task.unwrap_or(Task::Status(status::StatusArgs::default())) {
             Task::Boot(args) => args.run(&context),
             Task::Image(args) => args.run(&context),
+            Task::Volume(args) => args.run(&context),
             Task::Kernel(args) => args.run(&context),
             Task::Init(args) => args.run(&context),
             Task::Collect(args) => args.run(&context),

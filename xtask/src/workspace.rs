@@ -97,7 +97,7 @@ impl Workspace {
         self.cache.join("kernels")
     }
 
-    /// PID 1's own Cargo target folder and its initramfs.
+    /// Builds of PID 1 with their initramfs.
     pub fn init_folder(&self) -> Utf8PathBuf {
         self.cache.join("init")
     }
@@ -107,9 +107,14 @@ impl Workspace {
         self.cache.join("disks")
     }
 
-    /// Named overlays and volumes that outlive their machine.
+    /// Named overlays that outlive their machine.
     pub fn persistent_disks(&self) -> Utf8PathBuf {
         self.cache.join("persistent")
+    }
+
+    /// Named volumes.
+    pub fn volumes(&self) -> Utf8PathBuf {
+        self.cache.join("volumes")
     }
 
     /// Disks that machines write to, each over a base disk; gone with their machine.

@@ -5,14 +5,17 @@ use init::boot_config::{
     BOOT_CONFIG_VERSION, BootConfig, Command, Mount, Network as GuestNetwork, Root, Stdio,
 };
 
-use super::request::Volume;
+use super::request::{TmpfsRequest, Volume, VolumeContent};
 use crate::vm::machine::{
-    Accelerator, Disk, Machine, Network, PublishedPort, RECIPE_SHARE_TAG, Share, VIRTIO_SLOTS, disk_device,
-    share_tag, static_address, user_network,
+    Accelerator, Disk, DiskFormat, Machine, Network, PublishedPort, RECIPE_SHARE_TAG, Share, VIRTIO_SLOTS,
+    disk_device, share_tag, static_address, user_network,
 };
 
 /// Where the recipe's PID 1 mounts its one share.
 pub const RECIPE_SHARE_TARGET: &str = "/usr/share/nginx/html";
+
+/// The image's VOLUME on a read-only root: in memory, and otherwise like any directory of the image.
+const IMAGE_VOLUME: &str = "exec,dev,suid,tmpcopyup";
 
 /// Everything that decides what a machine is, checked and made.
 #[derive(Debug, Clone)]
@@ -35,6 +38,12 @@ pub struct Parts {
     pub ports: Option<Vec<PublishedPort>>,
     /// `-v` mounts.
     pub volumes: Vec<Volume>,
+    /// `--tmpfs` mounts.
+    pub tmpfs: Vec<TmpfsRequest>,
+    /// Mount the root read-only.
+    pub read_only: bool,
+    /// The image's VOLUME paths, which stay writable on a read-only root.
+    pub image_volumes: Vec<String>,
     /// `--share`: the recipe's read-only share.
     pub recipe_share: Option<Utf8PathBuf>,
     /// The main process; `None` hands over to the image's `/sbin/init.sh`.
@@ -60,13 +69,39 @@ pub struct Plan {
 
 /// Puts the parts together. Errors where the machine has too few slots, saying what to drop.
 pub fn plan(parts: Parts) -> Result<Plan, String> {
-    let mut shares = Vec::new();
+    let mut shares: Vec<Share> = Vec::new();
+    let mut disks = vec![parts.root];
     let mut mounts = Vec::new();
-    for volume in parts.volumes {
-        let Volume { folder, file, target, read_only } = volume;
-        let tag = share_tag(shares.len());
-        shares.push(Share { tag: tag.clone(), path: folder, read_only });
+    for Volume { content, target, read_only } in parts.volumes {
+        let (folder, file) = match content {
+            VolumeContent::Folder(folder) => (folder, None),
+            VolumeContent::File { folder, name } => (folder, Some(name)),
+            VolumeContent::Disk(path) => {
+                let device = disk_device(disks.len());
+                disks.push(Disk { path, format: DiskFormat::Raw, read_only: false, snapshot: false });
+                mounts.push(Mount::Volume { device, fstype: "ext4".into(), target, read_only });
+                continue;
+            }
+        };
+        let same = |share: &&Share| share.path == folder && share.read_only == read_only;
+        let tag = match shares.iter().find(same) {
+            Some(share) => share.tag.clone(),
+            None => {
+                let tag = share_tag(shares.len());
+                shares.push(Share { tag: tag.clone(), path: folder, read_only });
+                tag
+            }
+        };
         mounts.push(Mount::Share { tag, target, read_only, file, required: true });
+    }
+    let asked_for = parts.tmpfs.into_iter().map(|TmpfsRequest { target, options }| (target, options));
+    mounts.extend(asked_for.map(|(target, options)| Mount::Tmpfs { target, options }));
+    if parts.read_only {
+        let left = |path: &&String| !mounts.iter().any(|mount| target(mount) == path.trim_end_matches('/'));
+        let image_volumes: Vec<String> = parts.image_volumes.iter().filter(left).cloned().collect();
+        mounts.extend(
+            image_volumes.into_iter().map(|target| Mount::Tmpfs { target, options: IMAGE_VOLUME.into() }),
+        );
     }
     if let Some(path) = &parts.recipe_share {
         shares.push(Share { tag: RECIPE_SHARE_TAG.into(), path: path.clone(), read_only: true });
@@ -78,6 +113,8 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
             required: false,
         });
     }
+    // As docker does: what lies inside another mount is mounted after it.
+    mounts.sort_by_key(|mount| target(mount).matches('/').count());
     let mut kernel_arguments = Vec::new();
     if parts.ports.is_some() {
         kernel_arguments.push(static_address(&parts.hostname));
@@ -95,7 +132,7 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
         memory_mib: parts.memory_mib,
         cpus: parts.cpus,
         agent_socket: parts.agent_socket,
-        disks: vec![parts.root],
+        disks,
         shares,
         network,
     };
@@ -103,7 +140,7 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
     let boot_config = BootConfig {
         version: BOOT_CONFIG_VERSION,
         hostname: parts.hostname,
-        root: Root { device: disk_device(0), fstype: "ext4".into(), read_only: false },
+        root: Root { device: disk_device(0), fstype: "ext4".into(), read_only: parts.read_only },
         mounts,
         network: guest_network,
         command: parts.command,
@@ -114,22 +151,29 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
     Ok(Plan { machine, boot_config })
 }
 
+/// Where a mount is in the guest.
+fn target(mount: &Mount) -> &str {
+    match mount {
+        Mount::Share { target, .. } | Mount::Tmpfs { target, .. } | Mount::Volume { target, .. } => target,
+    }
+}
+
 fn check_slots(machine: &Machine) -> Result<(), String> {
     let taken = machine.virtio_slots();
     if taken <= VIRTIO_SLOTS {
         return Ok(());
     }
+    let volumes = machine.disks.len() - 1 + machine.shares.len();
     Err(format!(
-        "the machine has {VIRTIO_SLOTS} device slots and this takes {taken}: drop {} of the {} `-v` and `--share` mounts",
+        "the machine has {VIRTIO_SLOTS} device slots and this takes {taken}: drop {} of the {volumes} `-v` and `--share` \
+         mounts, or share one folder that holds several of them",
         taken - VIRTIO_SLOTS,
-        machine.shares.len()
     ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::machine::DiskFormat;
 
     fn parts() -> Parts {
         Parts {
@@ -142,6 +186,9 @@ mod tests {
             hostname: "web".into(),
             ports: Some(vec![]),
             volumes: vec![],
+            tmpfs: vec![],
+            read_only: false,
+            image_volumes: vec![],
             recipe_share: None,
             command: None,
             stdio: Stdio::Console,
@@ -151,36 +198,71 @@ mod tests {
         }
     }
 
-    fn volume(target: &str) -> Volume {
-        Volume {
-            folder: "/etc".into(),
-            file: Some("hostname".into()),
-            target: target.into(),
-            read_only: true,
-        }
+    fn file(name: &str, target: &str) -> Volume {
+        let content = VolumeContent::File { folder: "/etc".into(), name: name.into() };
+        Volume { content, target: target.into(), read_only: true }
+    }
+
+    fn disk(target: &str) -> Volume {
+        let path = format!("/volumes{target}");
+        Volume { content: VolumeContent::Disk(path.into()), target: target.into(), read_only: false }
     }
 
     #[test]
-    fn a_volume_is_a_share_for_qemu_and_a_mount_for_pid_1() {
-        let plan = plan(Parts { volumes: vec![volume("/etc/motd")], ..parts() }).unwrap();
+    fn files_of_one_folder_are_one_share_for_qemu_and_a_mount_each_for_pid_1() {
+        let volumes = vec![file("hostname", "/etc/motd"), file("hosts", "/srv/hosts")];
+        let plan = plan(Parts { volumes, ..parts() }).unwrap();
         let share = Share { tag: "share0".into(), path: "/etc".into(), read_only: true };
         assert_eq!(plan.machine.shares, [share]);
-        let mount = Mount::Share {
+        let mount = |name: &str, target: &str| Mount::Share {
             tag: "share0".into(),
-            target: "/etc/motd".into(),
+            target: target.into(),
             read_only: true,
-            file: Some("hostname".into()),
+            file: Some(name.into()),
             required: true,
         };
-        assert_eq!(plan.boot_config.mounts, [mount]);
+        assert_eq!(plan.boot_config.mounts, [mount("hostname", "/etc/motd"), mount("hosts", "/srv/hosts")]);
+    }
+
+    #[test]
+    fn mounts_inside_others_come_after_them() {
+        let volumes = vec![disk("/srv/data/deep"), file("hosts", "/srv/data")];
+        let tmpfs = vec![TmpfsRequest { target: "/srv".into(), options: String::new() }];
+        let plan = plan(Parts { volumes, tmpfs, ..parts() }).unwrap();
+        let targets: Vec<&str> = plan.boot_config.mounts.iter().map(target).collect();
+        assert_eq!(targets, ["/srv", "/srv/data", "/srv/data/deep"]);
+        let Some(Mount::Volume { device, .. }) = plan.boot_config.mounts.last() else { panic!() };
+        assert_eq!(
+            (device.as_str(), plan.machine.disks[1].path.as_str()),
+            ("/dev/vdb", "/volumes/srv/data/deep")
+        );
+    }
+
+    #[test]
+    fn the_images_volumes_stay_writable_on_a_read_only_root() {
+        let image_volumes = vec!["/data/".to_owned(), "/var/lib/x".to_owned()];
+        let with = |read_only| {
+            let parts = Parts {
+                volumes: vec![disk("/data")],
+                image_volumes: image_volumes.clone(),
+                read_only,
+                ..parts()
+            };
+            let config = plan(parts).unwrap().boot_config;
+            assert_eq!(config.root.read_only, read_only);
+            config.mounts.iter().map(|mount| target(mount).to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(with(false), ["/data"]);
+        assert_eq!(with(true), ["/data", "/var/lib/x"]);
     }
 
     #[test]
     fn too_many_mounts_are_counted() {
-        let volumes = (0..6).map(|n| volume(&format!("/m{n}"))).collect();
+        let volumes = (0..6).map(|n| disk(&format!("/m{n}"))).collect();
         assert_eq!(
             plan(Parts { volumes, ..parts() }).unwrap_err(),
-            "the machine has 8 device slots and this takes 10: drop 2 of the 6 `-v` and `--share` mounts"
+            "the machine has 8 device slots and this takes 10: drop 2 of the 6 `-v` and `--share` mounts, or share one \
+             folder that holds several of them"
         );
     }
 

@@ -5,62 +5,120 @@ use std::time::Duration;
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::disk::volume;
 use crate::error::{Hint as _, usage};
+use crate::vm::run_dir::parse_name;
+use crate::workspace::Workspace;
 
 /// A `-v` mount, as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeRequest {
-    /// A folder or a file of the host.
-    pub source: Utf8PathBuf,
+    /// What is mounted.
+    pub source: VolumeSource,
     /// Absolute path in the guest.
     pub target: String,
     /// Refuse writes.
     pub read_only: bool,
+}
+
+/// What a `-v` mount names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// A folder or a file of the host.
+    Path(Utf8PathBuf),
+    /// A disk that outlives its machine.
+    Named(String),
 }
 
 /// A `-v` mount whose source was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// The folder to share, an absolute path: 9p shares folders only.
-    pub folder: Utf8PathBuf,
-    /// Mount only this file of it.
-    pub file: Option<String>,
+    /// What is mounted.
+    pub content: VolumeContent,
     /// Absolute path in the guest.
     pub target: String,
     /// Refuse writes.
     pub read_only: bool,
 }
 
-/// docker's `-v`: `HOST:GUEST[:ro]`. As for docker, a host path is told from a name by a `/`, or a `.` in front.
+/// What there is to mount; paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeContent {
+    /// A folder of the host.
+    Folder(Utf8PathBuf),
+    /// A file of the host, in a folder that is shared for its sake: 9p shares folders only.
+    File {
+        /// The folder.
+        folder: Utf8PathBuf,
+        /// The file's name in it.
+        name: String,
+    },
+    /// A named volume's disk.
+    Disk(Utf8PathBuf),
+}
+
+/// A `--tmpfs` mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TmpfsRequest {
+    /// Absolute path in the guest.
+    pub target: String,
+    /// Mount options, `size=64m,mode=1777`.
+    pub options: String,
+}
+
+/// docker's `-v`: `HOST:GUEST[:ro]` or `NAME:GUEST[:ro]`. As for docker, a host path is told from a name by a `/`, or
+/// a `.` in front.
 pub fn parse_volume(text: &str) -> Result<VolumeRequest, String> {
     let (text, read_only) = match text.strip_suffix(":ro") {
         Some(rest) => (rest, true),
         None => (text.strip_suffix(":rw").unwrap_or(text), false),
     };
     let Some((source, target)) = text.rsplit_once(':').filter(|(source, _)| !source.is_empty()) else {
-        return Err(format!("`{text}` is not HOST:GUEST"));
+        return Err(format!("`{text}` is neither HOST:GUEST nor NAME:GUEST"));
     };
+    let source = if source.starts_with('.') || source.contains('/') {
+        VolumeSource::Path(source.into())
+    } else {
+        VolumeSource::Named(parse_name(source)?)
+    };
+    Ok(VolumeRequest { source, target: mount_point(target)?, read_only })
+}
+
+/// docker's `--tmpfs`: `GUEST[:OPTIONS]`.
+pub fn parse_tmpfs(text: &str) -> Result<TmpfsRequest, String> {
+    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    Ok(TmpfsRequest { target: mount_point(target)?, options: options.to_owned() })
+}
+
+fn mount_point(target: &str) -> Result<String, String> {
     if !target.starts_with('/') {
         return Err(format!("the guest's path `{target}` is not absolute"));
     }
-    if target.trim_end_matches('/').is_empty() {
-        return Err("a mount on `/` would hide the whole image".into());
+    match target.trim_end_matches('/') {
+        "" => Err("a mount on `/` would hide the whole image".into()),
+        plain => Ok(plain.to_owned()),
     }
-    if !source.starts_with('.') && !source.contains('/') {
-        return Err(format!("`{source}` is not a path: write `./{source}` for a folder here"));
-    }
-    Ok(VolumeRequest { source: source.into(), target: target.to_owned(), read_only })
 }
 
 impl VolumeRequest {
-    /// Looks at the source. Errors where there is none.
-    pub fn resolve(&self) -> anyhow::Result<Volume> {
-        let path = existing(&self.source, "shared folder or file")?;
-        let (folder, file) = match (path.is_dir(), path.parent(), path.file_name()) {
-            (false, Some(parent), Some(name)) => (parent.to_owned(), Some(name.to_owned())),
-            _ => (path, None),
+    /// Looks at the source. Errors where a path leads nowhere, or a machine uses the named volume.
+    pub fn resolve(&self, workspace: &Workspace) -> anyhow::Result<Volume> {
+        let content = match &self.source {
+            VolumeSource::Named(name) => {
+                volume::check_free(workspace, name)?;
+                VolumeContent::Disk(volume::disk(workspace, name))
+            }
+            VolumeSource::Path(path) => {
+                let path = existing(path, "shared folder or file")?;
+                match (path.is_dir(), path.parent(), path.file_name()) {
+                    (false, Some(parent), Some(name)) => {
+                        VolumeContent::File { folder: parent.to_owned(), name: name.to_owned() }
+                    }
+                    _ => VolumeContent::Folder(path),
+                }
+            }
         };
-        Ok(Volume { folder, file, target: self.target.clone(), read_only: self.read_only })
+        Ok(Volume { content, target: self.target.clone(), read_only: self.read_only })
     }
 }
 
@@ -119,32 +177,42 @@ mod tests {
 
     #[test]
     fn volumes_are_written_as_for_docker() {
-        let volume = |source: &str, target: &str, read_only| VolumeRequest {
-            source: source.into(),
-            target: target.into(),
-            read_only,
-        };
-        assert_eq!(parse_volume("./site:/srv"), Ok(volume("./site", "/srv", false)));
-        assert_eq!(parse_volume("/a:b:/srv:ro"), Ok(volume("/a:b", "/srv", true)));
-        assert_eq!(parse_volume("/srv").unwrap_err(), "`/srv` is not HOST:GUEST");
+        let volume =
+            |source, target: &str, read_only| VolumeRequest { source, target: target.into(), read_only };
+        let path = |path: &str| VolumeSource::Path(path.into());
+        assert_eq!(parse_volume("./site:/srv"), Ok(volume(path("./site"), "/srv", false)));
+        assert_eq!(parse_volume("/a:b:/srv/:ro"), Ok(volume(path("/a:b"), "/srv", true)));
+        assert_eq!(
+            parse_volume("data:/srv:rw"),
+            Ok(volume(VolumeSource::Named("data".into()), "/srv", false))
+        );
+        assert_eq!(parse_volume("/srv").unwrap_err(), "`/srv` is neither HOST:GUEST nor NAME:GUEST");
         assert_eq!(parse_volume("./site:srv").unwrap_err(), "the guest's path `srv` is not absolute");
         assert_eq!(parse_volume("./site:/").unwrap_err(), "a mount on `/` would hide the whole image");
-        assert_eq!(
-            parse_volume("data:/srv").unwrap_err(),
-            "`data` is not a path: write `./data` for a folder here"
-        );
+        assert!(parse_volume("a b:/srv").unwrap_err().starts_with("`a b` is not a name"));
     }
 
     #[test]
-    fn a_single_file_is_shared_by_its_folder() {
+    fn a_tmpfs_may_have_options() {
+        let tmpfs =
+            |target: &str, options: &str| TmpfsRequest { target: target.into(), options: options.into() };
+        assert_eq!(parse_tmpfs("/run"), Ok(tmpfs("/run", "")));
+        assert_eq!(parse_tmpfs("/run:size=1m,mode=700"), Ok(tmpfs("/run", "size=1m,mode=700")));
+        assert_eq!(parse_tmpfs("run").unwrap_err(), "the guest's path `run` is not absolute");
+    }
+
+    #[test]
+    fn a_single_file_is_found_with_its_folder() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap().canonicalize_utf8().unwrap();
         std::fs::write(folder.join("page"), "").unwrap();
-        let resolved =
-            |source: &Utf8Path| parse_volume(&format!("{source}:/srv")).unwrap().resolve().unwrap();
-        let volume = |file| Volume { folder: folder.clone(), file, target: "/srv".into(), read_only: false };
-        assert_eq!(resolved(&folder), volume(None));
-        assert_eq!(resolved(&folder.join("page")), volume(Some("page".into())));
+        let workspace = Workspace::discover().unwrap();
+        let content = |source: &Utf8Path| {
+            parse_volume(&format!("{source}:/srv")).unwrap().resolve(&workspace).unwrap().content
+        };
+        assert_eq!(content(&folder), VolumeContent::Folder(folder.clone()));
+        let file = VolumeContent::File { folder: folder.clone(), name: "page".into() };
+        assert_eq!(content(&folder.join("page")), file);
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! Disks: [`ext4`] file systems made from an image's tree, and qcow2 files around and on top of them.
+//! Disks: [`ext4`] file systems made from an image's tree, qcow2 files around and on top of them, and named
+//! [volumes](volume).
 
 mod contents;
 pub mod copy;
 pub mod ext4;
 pub mod guestfs;
 pub mod size;
+pub mod volume;
 
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};

@@ -143,7 +143,8 @@ fn compile(workspace: &Workspace) -> anyhow::Result<Utf8PathBuf> {
         "--bin=init",
         &format!("--profile={PROFILE}"),
         &format!("--target={TARGET}"),
-        &format!("--target-dir={}", workspace.init_folder().join("target")),
+        // This checkout's own: Cargo takes another checkout's build for this one's where it is newer than the sources.
+        &format!("--target-dir={}", workspace.root().join("target/init")),
         "--message-format=json-render-diagnostics",
     ];
     let command = duct::cmd(&cargo, arguments)

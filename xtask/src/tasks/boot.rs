@@ -11,7 +11,8 @@ use super::Context;
 use crate::artifacts::Set;
 use crate::boot::plan::{Parts, Plan, plan};
 use crate::boot::request::{
-    VolumeRequest, existing, parse_duration, parse_variable, parse_volume, read_variables,
+    TmpfsRequest, Volume, VolumeContent, VolumeRequest, existing, parse_duration, parse_tmpfs,
+    parse_variable, parse_volume, read_variables,
 };
 use crate::boot::run;
 use crate::disk;
@@ -55,9 +56,17 @@ pub struct BootArgs {
     #[arg(short, long = "publish", value_name = "HOST:GUEST")]
     publish: Vec<PublishedPort>,
 
-    /// Mount a folder or a file of the host
+    /// Mount a folder or a file of the host, or, with a name in place of HOST, a volume that outlives the machine
     #[arg(short, long = "volume", value_name = "HOST:GUEST[:ro]", value_parser = parse_volume)]
     volume: Vec<VolumeRequest>,
+
+    /// Mount an empty file system in memory; OPTIONS such as size=64m,mode=1777
+    #[arg(long, value_name = "GUEST[:OPTIONS]", value_parser = parse_tmpfs)]
+    tmpfs: Vec<TmpfsRequest>,
+
+    /// Mount the root read-only; the image's VOLUMEs stay writable, in memory
+    #[arg(long)]
+    read_only: bool,
 
     /// Share a folder read-only at the recipe's place (/usr/share/nginx/html) with the recipe's tag (myMountTag)
     #[arg(long, value_name = "DIR")]
@@ -150,7 +159,7 @@ impl BootArgs {
         if let Some(name) = &self.name {
             RunDir::named(workspace, name).check_free()?;
         }
-        let volumes = self.volume.iter().map(VolumeRequest::resolve).collect::<Result<_, _>>()?;
+        let volumes = self.volume.iter().map(|volume| volume.resolve(workspace)).collect::<Result<_, _>>()?;
         let share = self.share.as_deref().map(|path| existing(path, "shared folder")).transpose()?;
         let variables = self.variables()?;
         let source = self.source(context)?;
@@ -195,7 +204,10 @@ impl BootArgs {
             cpus: self.cpus,
             hostname: self.hostname.clone(),
             ports: Some(ports.clone()),
-            volumes,
+            volumes: if self.dry_run { volumes } else { self.with_files_alone(volumes, &run_dir) },
+            tmpfs: self.tmpfs.clone(),
+            read_only: self.read_only,
+            image_volumes: bootable.config.config.volumes.keys().cloned().collect(),
             recipe_share: share,
             command,
             stdio: if has_agent {
@@ -208,6 +220,9 @@ impl BootArgs {
             agent_socket: has_agent.then(|| run_dir.agent_socket()),
         };
         let planned = plan(parts).map_err(usage)?;
+        for disk in &planned.machine.disks[1..] {
+            disk::volume::ensure(workspace, &disk.path)?;
+        }
         if self.dry_run {
             return self.print(workspace, &bootable, planned);
         }
@@ -261,6 +276,30 @@ impl BootArgs {
             ports.push(port);
         }
         ports::settle(&ports)
+    }
+
+    /// Puts each single file into a folder of the machine's own, so that root in the guest sees none of those beside it.
+    fn with_files_alone(&self, volumes: Vec<Volume>, run_dir: &RunDir) -> Vec<Volume> {
+        let mut count = 0;
+        let mut alone = |volume: Volume| {
+            let VolumeContent::File { folder, name } = &volume.content else { return volume };
+            let kind = if volume.read_only { "read-only" } else { "writable" };
+            let own_folder = run_dir.files().join(kind);
+            let own_name = count.to_string();
+            count += 1;
+            match disk::volume::link_file(&folder.join(name), &own_folder, &own_name) {
+                Some(()) => {
+                    Volume { content: VolumeContent::File { folder: own_folder, name: own_name }, ..volume }
+                }
+                None => {
+                    note!(
+                        "note: root in the guest can reach all of `{folder}`, which `{name}` was mounted from"
+                    );
+                    volume
+                }
+            }
+        };
+        volumes.into_iter().map(&mut alone).collect()
     }
 
     /// The disk that the guest writes to: an overlay over the image's, fresh or kept.

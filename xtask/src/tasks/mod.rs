@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod setup;
 pub mod status;
 pub mod test;
+pub mod volume;
 
 use crate::host::setup::{Consent, require};
 use crate::host::tools::Purpose;

@@ -89,6 +89,11 @@ impl RunDir {
         self.path.join("console.log")
     }
 
+    /// Files of the host that are mounted one by one, as links.
+    pub fn files(&self) -> Utf8PathBuf {
+        self.overlay.with_extension("files")
+    }
+
     /// PID 1 and its settings for this boot.
     pub fn initramfs(&self) -> Utf8PathBuf {
         self.path.join("initramfs.cpio")
@@ -102,6 +107,7 @@ impl RunDir {
     /// Removes the folder and the disk that goes with it.
     pub fn remove(&self) -> anyhow::Result<()> {
         remove_any(&self.overlay)?;
+        remove_any(&self.files())?;
         remove_any(&self.path)
     }
 

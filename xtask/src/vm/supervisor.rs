@@ -19,6 +19,7 @@ use super::machine::Machine;
 use super::outcome::Outcome;
 use super::qemu;
 use super::router::{ClientId, Delivery, Router};
+use crate::disk::volume;
 use crate::host::process::die_with;
 use crate::host::tools;
 
@@ -90,6 +91,8 @@ pub struct Supervisor {
     supervision: Supervision,
     log: File,
     agent_socket: Option<Utf8PathBuf>,
+    /// Locks on the disks that it writes to.
+    _disks: Vec<File>,
 }
 
 /// How a machine ended, with what its console said last.
@@ -104,6 +107,8 @@ pub struct Ending {
 impl Supervisor {
     /// Starts QEMU. The machine's agent socket is created here. Errors where QEMU cannot be started at all.
     pub fn launch(machine: &Machine, supervision: Supervision) -> anyhow::Result<Supervisor> {
+        let written = machine.disks.iter().filter(|disk| !disk.read_only && !disk.snapshot);
+        let disks = written.map(|disk| volume::lock(&disk.path)).collect::<anyhow::Result<Vec<_>>>()?;
         let (sender, events) = mpsc::channel();
         let log = File::create(&supervision.console_log)
             .with_context(|| format!("failed to create `{}`", supervision.console_log))?;
@@ -144,7 +149,17 @@ impl Supervisor {
             std::thread::spawn(move || accept_clients(&listener, &sender));
         }
         let agent_socket = machine.agent_socket.clone();
-        Ok(Supervisor { qemu, events, sender, agent, complaint, supervision, log, agent_socket })
+        Ok(Supervisor {
+            qemu,
+            events,
+            sender,
+            agent,
+            complaint,
+            supervision,
+            log,
+            agent_socket,
+            _disks: disks,
+        })
     }
 
     /// The main process's end of the conversation.
