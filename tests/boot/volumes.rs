@@ -31,7 +31,6 @@ fn folders_files_and_memory_are_where_they_were_asked_for_on_a_read_only_root() 
         format!("{}:/made/site:ro", host("site")),
         format!("{}:/etc/keys/key:ro", host("secrets/key")),
         format!("{}:/etc/keys/copy", host("secrets/key")),
-        format!("{}:/etc/other", host("secrets/other")),
     ];
     std::fs::create_dir_all(host("site/inner/here")).unwrap();
     let mut arguments: Vec<&str> = volumes.iter().flat_map(|volume| ["-v", volume.as_str()]).collect();
@@ -44,14 +43,14 @@ fn folders_files_and_memory_are_where_they_were_asked_for_on_a_read_only_root() 
         echo from the guest >/made/site/inner/here/file
         echo x >/root-file || echo root: refused
         cat /data/file && echo more >>/data/file && stat -c %u:%g:%a /data
-        dd if=/dev/zero of=/scratch/big bs=1M count=2 2>/dev/null || stat -c %s:%a /scratch/big /scratch
+        dd if=/dev/zero of=/scratch/big bs=1M count=2 2>/dev/null || stat -c %s /scratch/big; stat -c %a /scratch
         cat /etc/hostname /etc/resolv.conf && tail -1 /etc/hosts
-        mkdir /scratch/share && mount -t 9p -o trans=virtio share3 /scratch/share; ls /scratch/share
-        ls -a /dev/.init; echo done";
+        umount /etc/keys/copy && mkdir /scratch/share && mount -t 9p -o trans=virtio share3 /scratch/share && ls /scratch/share
+        ls -a /dev/.init 2>&1; echo done";
     let (said, talk, code) = boot(&arguments, script);
     let expected = "the page\ninside\nthe key\nsite: refused\nkey: refused\nroot: refused\nfrom the image\n70:71:2750\n\
-                    1048576:644\n40:1777\nreader\nnameserver 10.0.2.3\n10.0.2.15\treader\ndone\n";
-    assert_eq!(said, expected.replace("40:1777", &said.lines().nth(9).unwrap_or_default()), "{talk}");
+                    1048576\n1777\nreader\nnameserver 10.0.2.3\n10.0.2.15\treader\n1\nls: /dev/.init: No such file or directory\ndone\n";
+    assert_eq!(said, expected, "{talk}");
     assert_eq!(code, Some(0), "{talk}");
     let on_host = |path: &str| std::fs::read_to_string(host(path)).unwrap();
     assert_eq!(on_host("secrets/key"), "the new key\n");
