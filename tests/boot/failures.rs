@@ -93,8 +93,8 @@ fn qemu_of(boot: u32) -> u32 {
 #[test]
 fn killing_boot_leaves_no_qemu_and_its_name_is_free_again() {
     let name = format!("killed-{}", std::process::id());
-    let named = |script: &str| boot(&["--name", &name, "images/hello", "--", "sh", "-c", script]);
-    let mut boot = xtask(&["boot", "--name", &name, "images/hello", "--", "sleep", "1000"])
+    let named = |script: &str| boot(&["--rm", "--name", &name, "images/hello", "--", "sh", "-c", script]);
+    let mut boot = xtask(&["boot", "--rm", "--name", &name, "images/hello", "--", "sleep", "1000"])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stderr(std::process::Stdio::null())
         .spawn()
@@ -113,5 +113,5 @@ fn killing_boot_leaves_no_qemu_and_its_name_is_free_again() {
     assert_eq!(named("exit 9").1, Some(9));
     let workspace = xtask::workspace::Workspace::discover().unwrap();
     let left = xtask::vm::run_dir::RunDir::named(&workspace, &name);
-    assert!(!left.overlay().exists() && !left.console_log().exists(), "something of `{name}` is left");
+    assert!(!left.path().exists(), "something of `{name}` is left");
 }

@@ -72,7 +72,7 @@ fn what_a_guest_writes_is_gone_unless_it_persists() {
             .unwrap();
         (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code())
     };
-    let persist = ["--persist", "--name", name.as_str()];
+    let persist = ["--rm", "--persist", "--name", name.as_str()];
     assert_eq!(boot(&[], "echo gone >/file").1, Some(0));
     assert_eq!(boot(&[], "cat /file").1, Some(1));
     assert_eq!(boot(&persist, "echo kept >/file").1, Some(0));

@@ -1,5 +1,6 @@
 //! Real machines under real QEMU: each test boots one from a fresh overlay, and waits for what it says, never for time.
 
+mod background;
 mod collected;
 mod failures;
 mod hello;

@@ -139,3 +139,69 @@ pub(crate) fn answers(port: u16, greeting: &str) {
         std::thread::yield_now();
     }
 }
+
+/// A machine that `boot -d` started; removed with this value.
+pub(crate) struct Detached {
+    pub(crate) name: String,
+}
+
+impl Detached {
+    /// Boots with these arguments under a name of its own that begins with `word`.
+    pub(crate) fn boot(word: &str, arguments: &[&str]) -> Detached {
+        let machine = Detached { name: format!("{word}-{}", std::process::id()) };
+        let output = xtask(&["boot", "-d", "--name", &machine.name])
+            .args(arguments)
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .output()
+            .unwrap();
+        let talk = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{talk}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{}\n", machine.name), "{talk}");
+        machine
+    }
+
+    /// The default image with a command that does nothing until it is told to end.
+    pub(crate) fn idle(word: &str) -> Detached {
+        Detached::boot(
+            word,
+            &["images/hello", "--", "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"],
+        )
+    }
+
+    /// `cargo xtask TASK FLAGS NAME WORDS`.
+    pub(crate) fn task(&self, task: &str, flags: &[&str], words: &[&str]) -> Command {
+        let mut command = xtask(&[task]);
+        command.args(flags).arg(&self.name).args(words);
+        command
+    }
+
+    /// What `exec NAME sh -c SCRIPT` says on standard output, having succeeded.
+    pub(crate) fn sh(&self, script: &str) -> String {
+        let output = self.task("exec", &[], &["sh", "-c", script]).output().unwrap();
+        let talk = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "`{script}` failed with {}: {talk}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Its line of `ps -a --format json`.
+    pub(crate) fn listed(&self) -> Option<serde_json::Value> {
+        let output = xtask(&["ps", "-a", "--format", "json"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        rows.find(|row| row["name"] == self.name.as_str())
+    }
+
+    /// Processes on the host: `supervisor` or `qemu`.
+    pub(crate) fn process(&self, which: &str) -> Pid {
+        let output = self.task("inspect", &[], &[]).output().unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let pid = value[0]["state"][which].as_i64().unwrap();
+        Pid::from_raw(pid.try_into().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        let _ = self.task("rm", &["-f"], &[]).output();
+    }
+}

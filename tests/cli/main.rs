@@ -10,4 +10,5 @@ mod download;
 mod image;
 mod init;
 mod kernel;
+mod machines;
 mod status;

@@ -3,7 +3,10 @@
 use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
-use crate::tasks::{Context, bench, boot, collect, doctor, image, init, kernel, setup, status, test, volume};
+use crate::tasks::{
+    Context, bench, boot, collect, doctor, exec, image, init, inspect, kernel, kill, logs, ps, rm, setup,
+    shell, status, stop, supervise, test, volume, wait,
+};
 use crate::workspace::Workspace;
 
 /// Run a container image as a QEMU microVM
@@ -21,6 +24,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Boot(Box<boot::BootArgs>),
+    Ps(ps::PsArgs),
+    Logs(logs::LogsArgs),
+    Exec(exec::ExecArgs),
+    Shell(shell::ShellArgs),
+    Stop(stop::StopArgs),
+    Kill(kill::KillArgs),
+    Wait(wait::WaitArgs),
+    Rm(rm::RmArgs),
+    Inspect(inspect::InspectArgs),
+    Supervise(supervise::SuperviseArgs),
     Image(image::ImageArgs),
     Volume(volume::VolumeArgs),
     Kernel(kernel::KernelArgs),
@@ -42,6 +55,16 @@ impl Cli {
         };
         match self.task.unwrap_or(Task::Status(status::StatusArgs::default())) {
             Task::Boot(args) => args.run(&context),
+            Task::Ps(args) => args.run(&context),
+            Task::Logs(args) => args.run(&context),
+            Task::Exec(args) => args.run(&context),
+            Task::Shell(args) => args.run(&context),
+            Task::Stop(args) => args.run(&context),
+            Task::Kill(args) => args.run(&context),
+            Task::Wait(args) => args.run(&context),
+            Task::Rm(args) => args.run(&context),
+            Task::Inspect(args) => args.run(&context),
+            Task::Supervise(args) => args.run(&context),
             Task::Image(args) => args.run(&context),
             Task::Volume(args) => args.run(&context),
             Task::Kernel(args) => args.run(&context),

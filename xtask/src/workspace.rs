@@ -14,7 +14,7 @@ pub struct Workspace {
     root: Utf8PathBuf,
     cache: Utf8PathBuf,
     artifacts: Utf8PathBuf,
-    runtime: Utf8PathBuf,
+    sockets: Utf8PathBuf,
 }
 
 impl Workspace {
@@ -47,7 +47,7 @@ impl Workspace {
         };
         // Machines of one cache are one world: a test with a cache of its own sees only its own.
         let world = hex(&Sha256::digest(cache.as_str()))[..8].to_owned();
-        Ok(Workspace { root, cache, artifacts, runtime: runtime.join(world) })
+        Ok(Workspace { root, cache, artifacts, sockets: runtime.join(world) })
     }
 
     /// The checkout.
@@ -117,11 +117,6 @@ impl Workspace {
         self.cache.join("volumes")
     }
 
-    /// Disks that machines write to, each over a base disk; gone with their machine.
-    pub fn overlays(&self) -> Utf8PathBuf {
-        self.cache.join("overlays")
-    }
-
     /// Consoles of machines that failed.
     pub fn console_logs(&self) -> Utf8PathBuf {
         self.cache.join("console-logs")
@@ -132,9 +127,14 @@ impl Workspace {
         self.cache.join("verdicts")
     }
 
-    /// One folder for each running or ended machine; its path is short enough for sockets.
+    /// One folder for each running or ended machine.
     pub fn machines(&self) -> Utf8PathBuf {
-        self.runtime.clone()
+        self.cache.join("machines")
+    }
+
+    /// One folder for the sockets of each running machine; its path is short enough for them.
+    pub fn sockets(&self) -> Utf8PathBuf {
+        self.sockets.clone()
     }
 }
 

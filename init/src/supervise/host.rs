@@ -90,10 +90,13 @@ impl Supervisor {
 
     /// Nobody listens to these channels any more: their sessions end.
     fn close(&mut self, ids: &[u32], now: Instant) {
-        let leaders: Vec<_> = ids.iter().filter_map(|id| Some(self.channels.remove(id)?.pid)).collect();
-        if !leaders.is_empty() {
+        let closed: Vec<_> = ids.iter().filter_map(|id| self.channels.remove(id)).collect();
+        if !closed.is_empty() {
+            let leaders: Vec<_> = closed.iter().map(|channel| channel.pid).collect();
             self.sweeps.push(session::hang_up(&leaders, now));
         }
+        // Not before: a leader that sees the end of its input goes, and nobody knows any more whose children it leaves.
+        drop(closed);
     }
 }
 

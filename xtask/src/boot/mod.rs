@@ -1,5 +1,7 @@
-//! `boot`: [what was asked](request), [the machine it makes](plan), and [its run](run) in the foreground.
+//! `boot`: [what was asked](request), [the machine it makes](plan), and [its run](run), in the foreground or in the
+//! [background].
 
+pub mod background;
 pub mod plan;
 pub mod request;
 pub mod run;

@@ -4,6 +4,7 @@ use camino::Utf8PathBuf;
 use init::boot_config::{
     BOOT_CONFIG_VERSION, BootConfig, Command, Mount, Network as GuestNetwork, Root, Stdio,
 };
+use serde::{Deserialize, Serialize};
 
 use super::request::{TmpfsRequest, Volume, VolumeContent};
 use crate::vm::machine::{
@@ -59,7 +60,7 @@ pub struct Parts {
 }
 
 /// A machine and what its PID 1 is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// For QEMU.
     pub machine: Machine,

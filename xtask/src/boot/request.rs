@@ -148,6 +148,18 @@ pub fn read_variables(path: &Utf8Path) -> anyhow::Result<Vec<String>> {
     Ok(variables)
 }
 
+/// The variables of `--env-file` and `-e`, in the order in which the later ones win.
+pub fn gather_variables(files: &[Utf8PathBuf], words: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut variables = Vec::new();
+    for file in files {
+        variables.extend(read_variables(file)?);
+    }
+    for word in words {
+        variables.extend(parse_variable(word).map_err(usage)?);
+    }
+    Ok(variables)
+}
+
 /// A time limit: seconds, or a number with a unit `s`, `m` or `h`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let complaint = || format!("`{text}` is not a time; write 90, 90s, 5m or 1h");

@@ -1,25 +1,42 @@
-//! Runs a planned machine in the foreground: its settings into an initramfs, its streams to ours, its end to an exit
-//! code.
+//! Runs a planned machine: its settings into an initramfs, its streams to ours or to a log, its end to an exit code.
 
 use std::fs;
-use std::sync::mpsc;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use camino::Utf8Path;
 use init::boot_config::{BOOT_CONFIG_PATH, BootConfig, Stdio};
-use init::protocol::MAIN_CHANNEL;
+use init::protocol::{Frame, MAIN_CHANNEL};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use crate::init::cpio;
+use crate::vm::health::{self, Check};
 use crate::vm::lifecycle::Limits;
 use crate::vm::machine::Accelerator;
 use crate::vm::outcome::Outcome;
+use crate::vm::output_log::OutputLog;
+use crate::vm::record::{Ended, Record, State};
+use crate::vm::recorder::Recorder;
 use crate::vm::run_dir::RunDir;
 use crate::vm::session::Session;
-use crate::vm::supervisor::{Ending, Supervision, Supervisor};
+use crate::vm::supervisor::{Supervision, Supervisor};
 use crate::vm::terminal::{self, RawTerminal};
-use crate::workspace::Workspace;
 use crate::{interrupt, note};
+
+/// What a supervisor is to run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Order {
+    /// The machine.
+    pub plan: Plan,
+    /// How long it may take for what.
+    pub limits: Limits,
+}
 
 /// How long a machine may take for each part of its life under this accelerator. A busy machine without KVM needs
 /// several seconds to boot; the limits are for guests that never will.
@@ -39,62 +56,150 @@ pub fn initramfs(init: &[u8], settings: &BootConfig) -> anyhow::Result<Vec<u8>> 
     Ok([init, &cpio::archive(&[cpio::Entry::File { path, mode: 0o400, contents }])].concat())
 }
 
+/// A machine that was launched, and what is written down about it.
+struct Running {
+    supervisor: Supervisor,
+    recorder: JoinHandle<()>,
+    record: Arc<Record>,
+}
+
+impl Running {
+    /// Launches the machine. Its main process's frames go to `listener`; `on_started` is called when the process runs.
+    fn launch(
+        order: &Order,
+        run_dir: &RunDir,
+        listener: Option<Sender<Frame>>,
+        on_started: impl FnOnce() + Send + 'static,
+    ) -> anyhow::Result<Running> {
+        let description = run_dir.description()?;
+        let has_agent = order.plan.machine.agent_socket.is_some();
+        let (main, frames) = mpsc::channel();
+        let clients = if has_agent {
+            let path = run_dir.clients_socket();
+            Some(UnixListener::bind(&path).with_context(|| format!("failed to listen at `{path}`"))?)
+        } else {
+            None
+        };
+        let supervision = Supervision {
+            limits: order.limits,
+            console_log: run_dir.console_log(),
+            clients,
+            main,
+            console_on_terminal: !has_agent,
+        };
+        let supervisor = Supervisor::launch(&order.plan.machine, supervision)?;
+        // Nothing tells when an init of the image's own has started its command.
+        let started = (!has_agent).then(Timestamp::now);
+        let state = State {
+            supervisor: Some(std::process::id()),
+            qemu: Some(supervisor.qemu()),
+            started,
+            ..State::default()
+        };
+        let record = Arc::new(Record::new(run_dir.clone(), state));
+        let log = if description.kept {
+            let path = run_dir.output_log();
+            Some(OutputLog::create(&path).with_context(|| format!("failed to create `{path}`"))?)
+        } else {
+            None
+        };
+        let check = description.healthcheck.as_ref().and_then(Check::of);
+        let (health_record, health_dir) = (Arc::clone(&record), run_dir.clone());
+        let recorder = Recorder {
+            record: Arc::clone(&record),
+            log,
+            listener,
+            client: supervisor.main_client(),
+            on_started: Box::new(move || {
+                if let Some(check) = check {
+                    health::watch(check, health_dir, health_record);
+                }
+                on_started();
+            }),
+        };
+        let recorder = std::thread::spawn(move || recorder.run(&frames));
+        Ok(Running { supervisor, recorder, record })
+    }
+
+    /// Follows the machine to its end, and writes down how it came.
+    fn run(self) -> anyhow::Result<Ended> {
+        let ending = self.supervisor.run()?;
+        // All output is in the log before the end is.
+        let _ = self.recorder.join();
+        let ended = Ended {
+            at: Timestamp::now(),
+            outcome: ending.outcome.clone(),
+            last_lines: ending.last_lines.clone(),
+        };
+        self.record.update(|state| state.ended = Some(ended.clone()));
+        ending.wait_for_clients();
+        Ok(ended)
+    }
+}
+
 /// Runs the machine with its streams joined to ours, and says how it ended.
-pub fn in_foreground(plan: &Plan, run_dir: &RunDir, limits: Limits) -> anyhow::Result<Ending> {
+pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
     let signals = interrupt::subscribe();
     let (to_session, frames) = mpsc::channel();
-    let has_agent = plan.machine.agent_socket.is_some();
-    let (tty, stdin) = match plan.boot_config.stdio {
+    let has_agent = order.plan.machine.agent_socket.is_some();
+    let (tty, stdin) = match order.plan.boot_config.stdio {
         Stdio::Agent { tty, stdin } => (tty, stdin),
         Stdio::Console => (terminal::is_terminal(), true),
     };
-    let supervision = Supervision {
-        limits,
-        console_log: run_dir.console_log(),
-        clients: None,
-        main: to_session,
-        console_on_terminal: !has_agent,
-    };
-    let supervisor = Supervisor::launch(&plan.machine, supervision)?;
-    let report = supervisor.signals();
+    let running = Running::launch(order, run_dir, Some(to_session), || {})?;
+    let report = running.supervisor.signals();
     std::thread::spawn(move || signals.signals.iter().for_each(report));
 
     // From here on every key is the guest's, until this is dropped.
     let raw_terminal =
         if tty { Some(RawTerminal::enter().context("failed to make the terminal raw")?) } else { None };
     let session = has_agent.then(|| {
-        let client = supervisor.main_client();
+        let client = running.supervisor.main_client();
         let session = Session { channel: MAIN_CHANNEL, tty, stdin };
         std::thread::spawn(move || {
             let (say, escape) = (client.clone(), client);
             session.run(frames, move |message| say.say(message), move || escape.give_up())
         })
     });
-    let ending = supervisor.run();
+    let ended = running.run();
     if let Some(session) = session {
         // All output is written before we say how it ended.
         let _ = session.join();
     }
     drop(raw_terminal);
-    ending
+    ended
 }
 
-/// Tells how the machine ended, where its exit code alone does not, and keeps the console's log of a failure.
-pub fn report(workspace: &Workspace, run_dir: &RunDir, ending: &Ending) -> anyhow::Result<u8> {
-    if let Some(sentence) = ending.outcome.sentence() {
+/// Runs the machine with nobody at its streams. `on_started` is called when its main process runs.
+pub fn in_background(
+    order: &Order,
+    run_dir: &RunDir,
+    on_started: impl FnOnce() + Send + 'static,
+) -> anyhow::Result<Ended> {
+    let signals = interrupt::subscribe();
+    let running = Running::launch(order, run_dir, None, on_started)?;
+    let report = running.supervisor.signals();
+    std::thread::spawn(move || signals.signals.iter().for_each(report));
+    running.run()
+}
+
+/// Tells how the machine ended, where its exit code alone does not. The console's log of a failure outlives its
+/// machine in `logs`.
+pub fn report(logs: &Utf8Path, run_dir: &RunDir, ended: &Ended) -> anyhow::Result<u8> {
+    if let Some(sentence) = ended.outcome.sentence() {
         note!("error: {sentence}");
     }
-    if matches!(ending.outcome, Outcome::Failed { .. } | Outcome::TimedOut { .. }) {
-        let kept = workspace.console_logs().join(format!("{}.log", run_dir.name()));
-        crate::artifact::create_folder(&workspace.console_logs())?;
+    if matches!(ended.outcome, Outcome::Failed { .. } | Outcome::TimedOut { .. }) {
+        let kept = logs.join(format!("{}.log", run_dir.name()));
+        crate::artifact::create_folder(logs)?;
         fs::copy(run_dir.console_log(), &kept)
             .with_context(|| format!("failed to keep the console's log as `{kept}`"))?;
-        if ending.last_lines.is_empty() {
+        if ended.last_lines.is_empty() {
             note!("\nthe guest's console said nothing");
         } else {
             note!("\nthe console's last lines (all of it is in {kept}):");
-            ending.last_lines.iter().for_each(|line| note!("    {line}"));
+            ended.last_lines.iter().for_each(|line| note!("    {line}"));
         }
     }
-    Ok(ending.outcome.exit_code())
+    Ok(ended.outcome.exit_code())
 }

@@ -5,16 +5,18 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use init::boot_config::Stdio;
+use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::Context;
 use crate::artifacts::Set;
+use crate::boot::background;
 use crate::boot::plan::{Parts, Plan, plan};
 use crate::boot::request::{
-    TmpfsRequest, Volume, VolumeContent, VolumeRequest, existing, parse_duration, parse_tmpfs,
-    parse_variable, parse_volume, read_variables,
+    TmpfsRequest, Volume, VolumeContent, VolumeRequest, existing, gather_variables, parse_duration,
+    parse_tmpfs, parse_volume,
 };
-use crate::boot::run;
+use crate::boot::run::{self, Order};
 use crate::disk;
 use crate::error::usage;
 use crate::host::accelerator::{self, AcceleratorChoice};
@@ -24,6 +26,7 @@ use crate::image::{self, ImageRequest, Source};
 use crate::kernel::{self, KernelRequest};
 use crate::vm::machine::{Disk, DiskFormat, PublishedPort, parse_memory_mib};
 use crate::vm::qemu;
+use crate::vm::record::Description;
 use crate::vm::run_dir::{RunDir, parse_name};
 use crate::vm::{signal, terminal};
 use crate::workspace::{Workspace, hex};
@@ -96,6 +99,14 @@ pub struct BootArgs {
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
 
+    /// Run in the background; print the machine's name when its command has started
+    #[arg(short, long, conflicts_with = "dry_run")]
+    detach: bool,
+
+    /// Remove all that is known of the machine when it ends; what was neither named nor detached always is
+    #[arg(long)]
+    rm: bool,
+
     /// The guest's host name
     #[arg(long, default_value = "microvm", value_parser = parse_name)]
     hostname: String,
@@ -161,7 +172,7 @@ impl BootArgs {
         }
         let volumes = self.volume.iter().map(|volume| volume.resolve(workspace)).collect::<Result<_, _>>()?;
         let share = self.share.as_deref().map(|path| existing(path, "shared folder")).transpose()?;
-        let variables = self.variables()?;
+        let variables = gather_variables(&self.env_file, &self.env)?;
         let source = self.source(context)?;
         let is_default = self.source.is_none() && self.from.is_none();
         let ports = self.settled_ports(is_default)?;
@@ -175,7 +186,7 @@ impl BootArgs {
             Ok(crate::init::ensure(context)?.initramfs)
         })?;
 
-        let tty = self.tty || (!self.interactive && terminal::is_terminal());
+        let tty = self.tty || (!self.interactive && !self.detach && terminal::is_terminal());
         let overrides = Overrides {
             entrypoint: self.entrypoint.clone(),
             command: self.command.clone(),
@@ -193,8 +204,20 @@ impl BootArgs {
         };
         let has_agent = bootable.initramfs.is_some() && !self.dry_run;
         let name = self.name.clone().unwrap_or_else(|| random_name(&bootable.short_name));
-        let (run_dir, _lock) = RunDir::create(workspace, &name)?;
-        let guard = Removal(&run_dir);
+        let description = Description {
+            name: name.clone(),
+            image: bootable.image.clone(),
+            created: Timestamp::now(),
+            command: command.as_ref().map(|command| command.argv.clone()).unwrap_or_default(),
+            ports: ports.clone(),
+            memory_mib: self.memory,
+            cpus: self.cpus,
+            accelerator,
+            healthcheck: bootable.config.config.healthcheck.clone(),
+            kept: !self.rm && !self.dry_run && (self.detach || self.name.is_some()),
+        };
+        let (run_dir, lock) = RunDir::create(workspace, &description)?;
+        let mut guard = Guard { run_dir: &run_dir, keeps: false };
         let parts = Parts {
             kernel: bootable.kernel.clone(),
             initramfs: bootable.initramfs.is_some().then(|| run_dir.initramfs()),
@@ -240,21 +263,26 @@ impl BootArgs {
                 port.protocol
             );
         }
-        let ending = run::in_foreground(&planned, &run_dir, run::limits(accelerator, self.timeout))?;
-        let code = run::report(workspace, &run_dir, &ending)?;
-        drop(guard);
-        Ok(code)
-    }
-
-    fn variables(&self) -> anyhow::Result<Vec<String>> {
-        let mut variables = Vec::new();
-        for file in &self.env_file {
-            variables.extend(read_variables(file)?);
-        }
-        for variable in &self.env {
-            variables.extend(parse_variable(variable).map_err(usage)?);
-        }
-        Ok(variables)
+        let order = Order { plan: planned, limits: run::limits(accelerator, self.timeout) };
+        run_dir.write_plan(&order)?;
+        let ended = if self.detach {
+            if !has_agent {
+                return Err(usage(
+                    "a machine with an init of its own runs in the foreground only: drop `-d`",
+                ));
+            }
+            background::start(&run_dir, lock)?
+        } else {
+            Some(run::in_foreground(&order, &run_dir)?)
+        };
+        let Some(ended) = ended else {
+            // From here on the supervisor clears away.
+            std::mem::forget(guard);
+            println!("{name}");
+            return Ok(0);
+        };
+        guard.keeps = description.kept;
+        run::report(&workspace.console_logs(), &run_dir, &ended)
     }
 
     fn source(&self, context: &Context) -> anyhow::Result<Source> {
@@ -317,7 +345,7 @@ impl BootArgs {
             let kept = self.name.clone().unwrap_or_else(|| bootable.short_name.clone());
             workspace.persistent_disks().join(format!("{kept}.qcow2"))
         } else {
-            run_dir.overlay().to_owned()
+            run_dir.overlay()
         };
         if !overlay.exists() {
             artifact::create_folder(overlay.parent().unwrap_or(Utf8Path::new(".")))?;
@@ -395,12 +423,16 @@ fn random_name(image: &str) -> String {
     format!("{}-{chance:04x}", if plain.is_empty() { "machine" } else { plain })
 }
 
-/// Removes a foreground machine's folder and overlay in every case.
-struct Removal<'a>(&'a RunDir);
+/// Clears away what an ended machine leaves.
+struct Guard<'a> {
+    run_dir: &'a RunDir,
+    /// What tells of it stays.
+    keeps: bool,
+}
 
-impl Drop for Removal<'_> {
+impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        // What stays is found and removed by `rm`.
-        let _ = self.0.remove();
+        // What stays is found and removed by the next machine.
+        let _ = if self.keeps { self.run_dir.retire() } else { self.run_dir.remove() };
     }
 }

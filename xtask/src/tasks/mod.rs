@@ -4,13 +4,23 @@ pub mod bench;
 pub mod boot;
 pub mod collect;
 pub mod doctor;
+pub mod exec;
 pub mod image;
 pub mod init;
+pub mod inspect;
 pub mod kernel;
+pub mod kill;
+pub mod logs;
+pub mod ps;
+pub mod rm;
 pub mod setup;
+pub mod shell;
 pub mod status;
+pub mod stop;
+pub mod supervise;
 pub mod test;
 pub mod volume;
+pub mod wait;
 
 use crate::host::setup::{Consent, require};
 use crate::host::tools::Purpose;
@@ -23,6 +33,22 @@ pub struct Context {
     pub workspace: Workspace,
     /// Whether packages may be installed.
     pub consent: Consent,
+}
+
+/// Does something to each of several machines, as docker does: prints the names of those where it was done, complains
+/// about the others, and yields 1 where there are any.
+fn each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -> u8 {
+    let mut code = 0;
+    for name in names {
+        match act(name) {
+            Ok(()) => println!("{name}"),
+            Err(error) => {
+                crate::note!("{}", crate::error::render(&error).trim_end());
+                code = 1;
+            }
+        }
+    }
+    code
 }
 
 impl Context {

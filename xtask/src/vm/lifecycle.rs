@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use init::protocol::{Frame, MACHINE_CHANNEL, Message};
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGKILL, SIGTERM};
 
 use super::console::Verdict;
 use super::outcome::Outcome;
 
 /// How long each part of a machine's life may take.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Limits {
     /// From launch until the main process has started.
     pub start: Duration,
@@ -115,8 +117,13 @@ impl Lifecycle {
         self.stop(now, signal, self.limits.grace)
     }
 
-    /// The same with a grace of the asker's; signal 0 is the image's own stop signal.
+    /// The same with a grace of the asker's; signal 0 is the image's own stop signal. SIGKILL pulls the plug: PID 1 of
+    /// a machine, unlike a container's, can hang.
     pub fn stop(&mut self, now: Instant, signal: i32, grace: Duration) -> Vec<Action> {
+        if signal == SIGKILL || self.phase == Phase::Booting {
+            self.decide(Outcome::Killed(if signal == 0 { SIGTERM } else { signal }));
+            return vec![Action::Kill];
+        }
         self.end(now, grace + self.limits.end);
         let grace_seconds = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
         vec![Action::Tell(Frame::new(MACHINE_CHANNEL, Message::Shutdown { signal, grace_seconds }))]

@@ -14,7 +14,7 @@ pub const VIRTIO_SLOTS: usize = 8;
 pub const LEAST_MEMORY_MIB: u32 = 48;
 
 /// A machine, ready to start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// Kernel image: `vmlinux` (PVH) or `bzImage`.
     pub kernel: Utf8PathBuf,
@@ -49,7 +49,7 @@ pub enum Accelerator {
 }
 
 /// One disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// File on the host.
     pub path: Utf8PathBuf,
@@ -62,7 +62,7 @@ pub struct Disk {
 }
 
 /// Format of a disk's file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskFormat {
     /// The disk's bytes.
     Raw,
@@ -71,7 +71,7 @@ pub enum DiskFormat {
 }
 
 /// One host folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
     /// What the guest mounts it by.
     pub tag: String,
@@ -82,7 +82,7 @@ pub struct Share {
 }
 
 /// What the guest is connected to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Network {
     /// Nothing but its own loopback interface.
     None,

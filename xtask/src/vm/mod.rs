@@ -1,11 +1,19 @@
 //! One virtual machine: [what to run](machine), [the words for QEMU](qemu), [what its console says](console), the
-//! [router] between the agent in the guest and its clients, and the [supervisor] that holds them together.
+//! [router] between the agent in the guest and its clients, and the [supervisor] that holds them together; beside them
+//! what is known of it ([run_dir], [record], [recorder]) and how to talk to it ([client], [session], [attach], [control]).
 
+pub mod attach;
+pub mod client;
 pub mod console;
+pub mod control;
+pub mod health;
 pub mod lifecycle;
 pub mod machine;
 pub mod outcome;
+pub mod output_log;
 pub mod qemu;
+pub mod record;
+pub mod recorder;
 pub mod router;
 pub mod run_dir;
 pub mod session;

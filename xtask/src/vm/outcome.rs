@@ -1,5 +1,6 @@
 //! How a machine ended, as data: the exit code and, where something went wrong, one sentence.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,18 @@ pub enum Outcome {
     },
     /// The machine was ended from outside by this signal.
     Killed(i32),
+}
+
+/// How it ended, as in `it ended …`.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Exited(code) => write!(f, "with exit code {code}"),
+            Outcome::NotStarted { cause, .. } | Outcome::Failed { cause } => write!(f, "because {cause}"),
+            Outcome::TimedOut { limit } => write!(f, "by its time limit of {} s", limit.as_secs_f64()),
+            Outcome::Killed(number) => write!(f, "by signal {number}"),
+        }
+    }
 }
 
 impl Outcome {

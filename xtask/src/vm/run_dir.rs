@@ -1,38 +1,72 @@
-//! One machine's folder while it runs: its socket, its console's log, its settings. Whether it runs is told by a lock
-//! that its supervisor holds, so what a killed one leaves is recognised, and cleared away by the next machine.
+//! One machine's folder: what it is and how it fares, its log, its disk; and beside it, under a path that is short
+//! enough, its sockets. Whether it runs is told by a lock that its supervisor holds, so a machine whose supervisor was
+//! killed is recognised. What is kept stays until `rm` or until another machine takes the name; what is not kept is
+//! cleared away when the next machine is made.
 
 use std::fs::{self, File, TryLockError};
 
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::artifact::{Lock, create_folder, remove_any};
+use super::record::{Description, State};
+use crate::artifact::{Lock, create_folder, read_text, remove_any, write_whole};
 use crate::error::Hint as _;
+use crate::nearest::nearest;
 use crate::workspace::Workspace;
 
-/// A machine's folder, and the disk that goes with it.
+/// A machine's folder, and the one of its sockets.
 #[derive(Debug, Clone)]
 pub struct RunDir {
     path: Utf8PathBuf,
-    overlay: Utf8PathBuf,
+    sockets: Utf8PathBuf,
 }
 
 /// Held by a machine's supervisor for as long as it lives.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
+}
+
+impl RunLock {
+    /// The lock itself: whoever has this open file holds it.
+    pub fn into_file(self) -> File {
+        self.file
+    }
 }
 
 impl RunDir {
     /// The folder of the machine with this name, whether it exists or not.
     pub fn named(workspace: &Workspace, name: &str) -> RunDir {
-        RunDir {
-            path: workspace.machines().join(name),
-            overlay: workspace.overlays().join(format!("{name}.qcow2")),
-        }
+        RunDir { path: workspace.machines().join(name), sockets: workspace.sockets().join(name) }
     }
 
-    /// All machines, by name; those among them that were killed do not [run](RunDir::is_running).
+    /// The machine of this name. Errors where there is none, with the nearest name.
+    pub fn find(workspace: &Workspace, name: &str) -> anyhow::Result<RunDir> {
+        let all = RunDir::all(workspace)?;
+        if let Some(found) = all.iter().find(|machine| machine.name() == name) {
+            return Ok(found.clone());
+        }
+        let step = match nearest(name, all.iter().map(RunDir::name)) {
+            Some(near) => format!("is it `{near}`?"),
+            None => "`cargo xtask ps -a` lists them".to_owned(),
+        };
+        Err(anyhow::anyhow!("there is no machine named `{name}`")).hint(step)
+    }
+
+    /// The same, where it has to run.
+    pub fn find_running(workspace: &Workspace, name: &str) -> anyhow::Result<RunDir> {
+        let found = RunDir::find(workspace, name)?;
+        if found.is_running() {
+            return Ok(found);
+        }
+        let ended = found.state().ended.map(|ended| format!(": it ended {}", ended.outcome));
+        Err(anyhow::anyhow!("the machine `{name}` does not run{}", ended.unwrap_or_default()))
+            .hint("`cargo xtask ps` lists those that do")
+    }
+
+    /// All machines, by name, those that have ended among them.
     pub fn all(workspace: &Workspace) -> anyhow::Result<Vec<RunDir>> {
         let folder = workspace.machines();
         let entries = match folder.read_dir_utf8() {
@@ -44,27 +78,35 @@ impl RunDir {
         Ok(names.iter().map(|name| RunDir::named(workspace, name)).collect())
     }
 
-    /// Makes the folder for a new machine, and clears away what killed ones have left. Errors where a machine of this
-    /// name runs.
-    pub fn create(workspace: &Workspace, name: &str) -> anyhow::Result<(RunDir, RunLock)> {
+    /// Makes the folder for a new machine, in place of an ended one of this name, and clears away what killed ones have
+    /// left. Errors where a machine of this name runs.
+    pub fn create(workspace: &Workspace, description: &Description) -> anyhow::Result<(RunDir, RunLock)> {
         // A folder that was just made and is not locked yet must not look like one that was left.
         let _turn = Lock::hold(&workspace.cache().join("locks/machines.lock"), "the list of machines")?;
         for left in RunDir::all(workspace)?.iter().filter(|machine| !machine.is_running()) {
-            left.remove()?;
+            match left.description() {
+                Ok(description) if description.kept => left.retire()?,
+                _ => left.remove()?,
+            }
         }
-        let run_dir = RunDir::named(workspace, name);
+        let run_dir = RunDir::named(workspace, &description.name);
         run_dir.check_free()?;
+        run_dir.remove()?;
+        create_folder(&workspace.sockets())?;
+        restrict(&workspace.sockets())?;
+        create_folder(&run_dir.sockets)?;
         create_folder(&run_dir.path)?;
-        restrict(&workspace.machines())?;
-        let lock = run_dir.try_lock()?.with_context(|| format!("failed to lock `{}`", run_dir.path))?;
+        let lock = run_dir.lock()?;
+        run_dir.write(DESCRIPTION, description)?;
         Ok((run_dir, lock))
     }
 
     /// Errors where a machine of this name runs.
     pub fn check_free(&self) -> anyhow::Result<()> {
+        let name = self.name();
         if self.is_running() {
-            return Err(anyhow::anyhow!("a machine named `{}` is running", self.name()))
-                .hint("choose another `--name`, or end that one first");
+            return Err(anyhow::anyhow!("a machine named `{name}` is running"))
+                .hint(format!("choose another `--name`, or end that one with `cargo xtask stop {name}`"));
         }
         Ok(())
     }
@@ -74,14 +116,49 @@ impl RunDir {
         self.path.file_name().unwrap_or_default()
     }
 
+    /// The folder itself.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// What the machine is.
+    pub fn description(&self) -> anyhow::Result<Description> {
+        self.read(DESCRIPTION)
+    }
+
+    /// What became of it so far; nothing yet where nothing is written.
+    pub fn state(&self) -> State {
+        self.read(STATE).unwrap_or_default()
+    }
+
+    /// Notes what became of it.
+    pub fn write_state(&self, state: &State) -> anyhow::Result<()> {
+        self.write(STATE, state)
+    }
+
+    /// What the machine's supervisor is told.
+    pub fn read_plan<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
+        self.read(PLAN)
+    }
+
+    /// The inverse of [`RunDir::read_plan`].
+    pub fn write_plan(&self, plan: &impl Serialize) -> anyhow::Result<()> {
+        self.write(PLAN, plan)
+    }
+
     /// What the machine writes to its disk, gone with it.
-    pub fn overlay(&self) -> &Utf8Path {
-        &self.overlay
+    pub fn overlay(&self) -> Utf8PathBuf {
+        self.path.join("overlay.qcow2")
     }
 
     /// The socket that QEMU connects the agent's port to.
     pub fn agent_socket(&self) -> Utf8PathBuf {
-        self.path.join("agent.sock")
+        self.sockets.join("agent")
+    }
+
+    /// The socket that clients of the agent connect to.
+    pub fn clients_socket(&self) -> Utf8PathBuf {
+        self.sockets.join("clients")
     }
 
     /// Everything the guest's console said.
@@ -91,7 +168,17 @@ impl RunDir {
 
     /// Files of the host that are mounted one by one, as links.
     pub fn files(&self) -> Utf8PathBuf {
-        self.overlay.with_extension("files")
+        self.path.join("files")
+    }
+
+    /// Everything the main process said.
+    pub fn output_log(&self) -> Utf8PathBuf {
+        self.path.join("output.log")
+    }
+
+    /// What a supervisor in the background has to say beside that: nothing, unless it fails.
+    pub fn supervisor_log(&self) -> Utf8PathBuf {
+        self.path.join("supervisor.log")
     }
 
     /// PID 1 and its settings for this boot.
@@ -101,32 +188,56 @@ impl RunDir {
 
     /// True while a supervisor lives.
     pub fn is_running(&self) -> bool {
-        self.path.exists() && matches!(self.try_lock(), Ok(None))
+        // Shared, so that two who look at the same time do not take each other for the supervisor.
+        File::open(self.path.join(LOCK))
+            .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
-    /// Removes the folder and the disk that goes with it.
+    /// Waits until no supervisor lives.
+    pub fn wait_for_end(&self) {
+        // Nothing there is an end too.
+        if let Ok(file) = File::open(self.path.join(LOCK)) {
+            let _ = file.lock_shared();
+        }
+    }
+
+    /// Removes everything.
     pub fn remove(&self) -> anyhow::Result<()> {
-        remove_any(&self.overlay)?;
-        remove_any(&self.files())?;
+        remove_any(&self.sockets)?;
         remove_any(&self.path)
     }
 
-    /// The supervisor's lock, or `None` where another one holds it.
-    fn try_lock(&self) -> anyhow::Result<Option<RunLock>> {
-        let path = self.path.join("lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("failed to open `{path}`"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(RunLock { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("failed to lock `{path}`")),
+    /// Removes what is of no use after the end, and leaves what tells of it.
+    pub fn retire(&self) -> anyhow::Result<()> {
+        remove_any(&self.sockets)?;
+        for path in [self.overlay(), self.initramfs(), self.files()] {
+            remove_any(&path)?;
         }
+        Ok(())
+    }
+
+    fn read<T: DeserializeOwned>(&self, file: &str) -> anyhow::Result<T> {
+        let path = self.path.join(file);
+        serde_json::from_str(&read_text(&path)?).with_context(|| format!("failed to understand `{path}`"))
+    }
+
+    fn write(&self, file: &str, value: &impl Serialize) -> anyhow::Result<()> {
+        write_whole(&self.path.join(file), &serde_json::to_vec_pretty(value)?)
+    }
+
+    /// The supervisor's lock. Whoever looks whether it is held lets go at once.
+    fn lock(&self) -> anyhow::Result<RunLock> {
+        let path = self.path.join(LOCK);
+        let file = File::create(&path).with_context(|| format!("failed to create `{path}`"))?;
+        file.lock().with_context(|| format!("failed to lock `{path}`"))?;
+        Ok(RunLock { file })
     }
 }
+
+const LOCK: &str = "lock";
+const DESCRIPTION: &str = "machine.json";
+const STATE: &str = "state.json";
+const PLAN: &str = "plan.json";
 
 /// Whoever can connect to a machine's sockets is root inside it: the folder is its owner's alone.
 fn restrict(folder: &Utf8Path) -> anyhow::Result<()> {

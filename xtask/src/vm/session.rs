@@ -85,11 +85,16 @@ impl Session {
             let outgoing = outgoing.clone();
             std::thread::spawn(move || carry_window_size(&outgoing));
         }
-        carry_output(&incoming, &outgoing, &credit)
+        let ours = incoming.iter().filter(|frame| frame.channel == self.channel);
+        carry_output(ours, &outgoing, &credit)
     }
 }
 
-fn carry_output(incoming: &Receiver<Frame>, outgoing: &impl Fn(Message), credit: &Credit) -> SessionEnd {
+fn carry_output(
+    incoming: impl Iterator<Item = Frame>,
+    outgoing: &impl Fn(Message),
+    credit: &Credit,
+) -> SessionEnd {
     // Nobody reads any more (`| head`): the guest's writer is not to hang for it, so its bytes are dropped.
     let mut is_broken: HashMap<Stream, bool> = HashMap::new();
     for frame in incoming {

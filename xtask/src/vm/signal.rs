@@ -40,6 +40,9 @@ const LAST: i32 = 64;
 /// SIGTERM, what a process is asked to end by where nobody says otherwise.
 pub const TERM: i32 = 15;
 
+/// SIGKILL.
+pub const KILL: i32 = 9;
+
 /// Reads `SIGTERM`, `TERM`, `15`, `RTMIN+3` or `RTMAX-1`, in any case.
 pub fn parse(text: &str) -> Result<i32, String> {
     let upper = text.to_ascii_uppercase();

@@ -1,6 +1,7 @@
 //! Runs one machine from launch to end: starts QEMU, listens to its console, connects the agent with its clients, and
 //! follows the machine's [lifecycle](super::lifecycle). QEMU never outlives this process.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,6 +23,9 @@ use super::router::{ClientId, Delivery, Router};
 use crate::disk::volume;
 use crate::host::process::die_with;
 use crate::host::tools;
+
+/// How long clients are given to hear of the machine's end.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The client that holds the main process's streams; connections count up from it.
 const MAIN_CLIENT: ClientId = 0;
@@ -52,8 +56,8 @@ pub enum Event {
     Agent(Frame),
     /// The agent's connection has ended; the cause, where it could not be understood.
     AgentClosed(Option<String>),
-    /// A client connected; its frames go here.
-    Connected(ClientId, Sender<Frame>),
+    /// A client connected.
+    Connected(ClientId, UnixStream),
     /// A client says something.
     Client(ClientId, Frame),
     /// A client is gone.
@@ -102,11 +106,21 @@ pub struct Ending {
     pub outcome: Outcome,
     /// The console's last lines.
     pub last_lines: Vec<String>,
+    /// Closed when all clients have been told everything.
+    farewell: Receiver<Infallible>,
+}
+
+impl Ending {
+    /// Waits until the clients have heard of it, those that listen.
+    pub fn wait_for_clients(&self) {
+        // Nothing is ever said: it is over when nobody is left who could.
+        let _ = self.farewell.recv_timeout(FAREWELL);
+    }
 }
 
 impl Supervisor {
     /// Starts QEMU. The machine's agent socket is created here. Errors where QEMU cannot be started at all.
-    pub fn launch(machine: &Machine, supervision: Supervision) -> anyhow::Result<Supervisor> {
+    pub fn launch(machine: &Machine, mut supervision: Supervision) -> anyhow::Result<Supervisor> {
         let written = machine.disks.iter().filter(|disk| !disk.read_only && !disk.snapshot);
         let disks = written.map(|disk| volume::lock(&disk.path)).collect::<anyhow::Result<Vec<_>>>()?;
         let (sender, events) = mpsc::channel();
@@ -143,8 +157,7 @@ impl Supervisor {
         if let Some(stdin) = qemu.stdin.take() {
             std::thread::spawn(move || type_on_console(stdin));
         }
-        if let Some(listener) = &supervision.clients {
-            let listener = listener.try_clone().context("failed to share the clients' socket")?;
+        if let Some(listener) = supervision.clients.take() {
             let sender = sender.clone();
             std::thread::spawn(move || accept_clients(&listener, &sender));
         }
@@ -167,6 +180,11 @@ impl Supervisor {
         MainClient(self.sender.clone())
     }
 
+    /// QEMU's process.
+    pub fn qemu(&self) -> u32 {
+        self.qemu.id()
+    }
+
     /// Where signals to this process are reported.
     pub fn signals(&self) -> impl Fn(i32) + Send + 'static {
         let sender = self.sender.clone();
@@ -181,6 +199,7 @@ impl Supervisor {
         let mut router = Router::new(MAIN_CLIENT);
         let mut console = Console::default();
         let mut clients = std::collections::HashMap::from([(MAIN_CLIENT, self.supervision.main.clone())]);
+        let (told, farewell) = mpsc::channel();
         let (mut console_closed, mut agent_closed) = (false, self.agent_socket.is_none());
         loop {
             let patience = life.deadline().map_or(Duration::from_secs(3600), |deadline| {
@@ -236,8 +255,14 @@ impl Supervisor {
                     }
                     deliveries.extend(router.from_agent(frame));
                 }
-                Ok(Event::Connected(client, frames)) => {
+                Ok(Event::Connected(client, stream)) => {
+                    let (frames, to_write) = mpsc::channel();
                     clients.insert(client, frames);
+                    let told = told.clone();
+                    std::thread::spawn(move || {
+                        write_frames(stream, &to_write);
+                        drop(told);
+                    });
                 }
                 Ok(Event::Client(_, Frame { message: Message::Shutdown { signal, grace_seconds }, .. })) => {
                     actions.extend(life.stop(now, signal, Duration::from_secs(grace_seconds.into())));
@@ -281,7 +306,13 @@ impl Supervisor {
             Some(line) => format!("QEMU failed: {}", line.trim_start_matches("qemu-system-x86_64: ")),
             None => format!("QEMU ended with {status}"),
         });
-        Ok(Ending { outcome: life.qemu_ended(complaint), last_lines: console.last_lines() })
+        let outcome = life.qemu_ended(complaint);
+        for frames in clients.values() {
+            // The machine's own channel ends as that of a process does.
+            let _ = frames.send(Frame::new(MACHINE_CHANNEL, Message::Exited { code: outcome.exit_code() }));
+        }
+        drop((clients, told));
+        Ok(Ending { outcome, last_lines: console.last_lines(), farewell })
     }
 
     fn tell(&self, frame: Frame) {
@@ -314,13 +345,9 @@ fn accept_clients(listener: &UnixListener, sender: &Sender<Event>) {
     for (client, stream) in (MAIN_CLIENT + 1..).zip(listener.incoming()) {
         let Ok(stream) = stream else { return };
         let Ok(writer) = stream.try_clone() else { continue };
-        let (outgoing, frames) = mpsc::channel();
-        if sender.send(Event::Connected(client, outgoing)).is_err() {
+        if sender.send(Event::Connected(client, writer)).is_err() {
             return;
         }
-        std::thread::spawn(move || {
-            write_frames(writer, &frames);
-        });
         let sender = sender.clone();
         std::thread::spawn(move || {
             // A client that talks nonsense is treated as one that has gone.

@@ -1,0 +1,173 @@
+//! Machines in the background: `boot -d` and what is done with them until `rm`.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Signal, kill_process};
+use xtask::workspace::Workspace;
+
+use crate::support::wait_until;
+use crate::world::{Detached, get, xtask};
+
+/// What a command says on its two streams, and its exit code.
+fn said(command: &mut Command) -> (String, String, Option<i32>) {
+    let output = command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr), output.status.code())
+}
+
+#[test]
+fn a_machine_lives_in_the_background_and_is_stopped_in_good_order() {
+    let machine = Detached::boot("life", &["--persist", "-p", "0:80", "images/hello"]);
+    let name = machine.name.as_str();
+
+    let listed = machine.listed().unwrap();
+    assert_eq!((&listed["state"], &listed["image"]), (&"running".into(), &"hello".into()));
+    assert!(listed["memory_bytes"].as_u64().unwrap() > 1 << 20, "{listed}");
+    let port = listed["ports"][0]["host"].as_u64().unwrap();
+    assert!(get(port.try_into().unwrap(), "/").contains("hello from a microVM"));
+
+    let (_, talk, code) = said(&mut xtask(&["boot", "-d", "--name", name, "images/hello"]));
+    assert!(talk.contains(&format!("a machine named `{name}` is running")), "{talk}");
+    assert_eq!(code, Some(125));
+    let (_, talk, code) = said(&mut machine.task("rm", &[], &[]));
+    assert!(talk.contains("is running") && talk.contains("cargo xtask stop"), "{talk}");
+    assert_eq!(code, Some(1));
+
+    let streams = said(&mut machine.task("exec", &[], &["sh", "-c", "echo out; echo err >&2; exit 7"]));
+    assert_eq!(streams, ("out\n".into(), "err\n".into(), Some(7)));
+    let settings = ["-e", "WORD=a b", "-w", "/tmp", "-u", "12:34"];
+    let script = "echo $WORD:$(pwd):$(id -u):$(id -g)";
+    assert_eq!(said(&mut machine.task("exec", &settings, &["sh", "-c", script])).0, "a b:/tmp:12:34\n");
+    let (_, talk, code) = said(&mut machine.task("exec", &[], &["no-such-command"]));
+    assert!(talk.starts_with("error: `no-such-command` was not found"), "{talk}");
+    assert_eq!(code, Some(127));
+    assert_eq!(said(&mut machine.task("exec", &[], &["/etc/passwd"])).2, Some(126));
+
+    let mut shell =
+        machine.task("shell", &[], &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    shell.stdin.take().unwrap().write_all(b"hostname; exit 3\n").unwrap();
+    let output = shell.wait_with_output().unwrap();
+    assert_eq!((&output.stdout[..], output.status.code()), (&b"microvm\n"[..], Some(3)));
+
+    let (log, _, _) = said(&mut machine.task("logs", &[], &[]));
+    assert!(log.contains("hello from a microVM: Linux "), "{log}");
+    assert_eq!(said(&mut machine.task("logs", &["--since", "2100-01-01T00:00:00Z"], &[])).0, "");
+    let mut follower = machine.task("logs", &["-f"], &[]).stdout(Stdio::piped()).spawn().unwrap();
+    let waiter = machine.task("wait", &[], &[]).stdout(Stdio::piped()).spawn().unwrap();
+
+    machine.sh("echo kept >/kept");
+    assert_eq!(said(&mut machine.task("stop", &[], &[])), (format!("{name}\n"), String::new(), Some(0)));
+    assert!(follower.wait().unwrap().success());
+    assert_eq!(waiter.wait_with_output().unwrap().stdout, b"143\n");
+    let listed = machine.listed().unwrap();
+    assert_eq!((&listed["state"], &listed["exit_code"]), (&"exited".into(), &143.into()));
+    let (_, talk, code) = said(&mut machine.task("exec", &[], &["true"]));
+    assert!(talk.contains("does not run: it ended with exit code 143"), "{talk}");
+    assert_eq!(code, Some(125));
+
+    // What was kept is a clean file system with the last write in it.
+    let kept = Workspace::discover().unwrap().persistent_disks().join(format!("{name}.qcow2"));
+    let raw = tempfile::NamedTempFile::new().unwrap();
+    let converted =
+        Command::new("qemu-img").args(["convert", "-O", "raw", kept.as_str()]).arg(raw.path()).status();
+    assert!(converted.unwrap().success());
+    let (checked, talk, code) = said(Command::new("e2fsck").arg("-fn").arg(raw.path()));
+    assert_eq!(code, Some(0), "{checked}{talk}");
+    let shown = said(Command::new("debugfs").args(["-R", "cat /kept"]).arg(raw.path()));
+    assert_eq!(shown.0, "kept\n");
+    fs::remove_file(kept).unwrap();
+
+    assert_eq!(said(&mut machine.task("rm", &[], &[])).2, Some(0));
+    assert_eq!(machine.listed(), None);
+    let (_, talk, code) = said(&mut machine.task("rm", &[], &[]));
+    assert!(talk.contains(&format!("there is no machine named `{name}`")), "{talk}");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn a_command_that_cannot_start_is_reported_and_nothing_runs() {
+    let name = format!("nothing-{}", std::process::id());
+    let machine = Detached { name: name.clone() };
+    let boot = |flags: &[&str]| {
+        said(xtask(&["boot", "-d", "--name", &name]).args(flags).args([
+            "images/hello",
+            "--",
+            "no-such-command",
+        ]))
+    };
+    let (out, talk, code) = boot(&[]);
+    assert!(talk.contains("error: `no-such-command` was not found"), "{talk}");
+    assert_eq!((out.as_str(), code), ("", Some(127)));
+    let listed = machine.listed().unwrap();
+    assert_eq!((&listed["state"], &listed["exit_code"]), (&"failed".into(), &127.into()));
+    assert_eq!(boot(&["--rm"]).2, Some(127));
+    assert_eq!(machine.listed(), None);
+}
+
+#[test]
+fn signals_reach_the_command_and_rm_f_ends_it() {
+    let script = "trap 'echo usr1' USR1; trap 'exit 9' INT; echo ready; while :; do sleep 1 & wait $!; done";
+    let machine = Detached::boot("signal", &["images/hello", "--", "sh", "-c", script]);
+    let log_has = |line: &str| said(&mut machine.task("logs", &[], &[])).0.lines().any(|known| known == line);
+    wait_until("the command is ready", || log_has("ready"));
+    assert_eq!(said(&mut machine.task("kill", &["-s", "USR1"], &[])).2, Some(0));
+    wait_until("the command has its signal", || log_has("usr1"));
+    machine.task("kill", &["-s", "SIGINT"], &[]).output().unwrap();
+    assert_eq!(said(&mut machine.task("wait", &[], &[])).0, "9\n");
+
+    let machine = Detached::idle("removed");
+    let qemu = machine.process("qemu");
+    assert_eq!(said(&mut machine.task("rm", &["-f"], &[])).2, Some(0));
+    assert_eq!(machine.listed(), None);
+    assert!(has_ended(qemu), "QEMU runs on");
+}
+
+/// A process that has ended may wait for its parent to take notice (state Z).
+fn has_ended(pid: rustix::process::Pid) -> bool {
+    match fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(_) => true,
+    }
+}
+
+#[test]
+fn a_killed_qemu_or_supervisor_is_recognised() {
+    let machine = Detached::idle("qemu-killed");
+    kill_process(machine.process("qemu"), Signal::KILL).unwrap();
+    assert_eq!(said(&mut machine.task("wait", &[], &[])).0, "125\n");
+    let listed = machine.listed().unwrap();
+    assert_eq!(listed["state"], "failed");
+    assert_eq!(listed["cause"], "QEMU ended with signal: 9 (SIGKILL)");
+
+    let machine = Detached::idle("supervisor-killed");
+    let qemu = machine.process("qemu");
+    kill_process(machine.process("supervisor"), Signal::KILL).unwrap();
+    wait_until("QEMU has ended", || has_ended(qemu));
+    let listed = machine.listed().unwrap();
+    assert_eq!((&listed["state"], &listed["exit_code"]), (&"killed".into(), &serde_json::Value::Null));
+    let (_, talk, code) = said(&mut machine.task("wait", &[], &[]));
+    assert!(talk.contains("was killed, and left no exit code"), "{talk}");
+    assert_eq!(code, Some(125));
+    assert_eq!(said(&mut machine.task("rm", &[], &[])).2, Some(0));
+    assert_eq!(machine.listed(), None);
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_no_process() {
+    let machine = Detached::idle("vanish");
+    let mut client = machine
+        .task("exec", &["-i"], &["sh", "-c", "sleep 12345 & setsid sleep 12346 & echo there; cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut there = [0; 6];
+    std::io::Read::read_exact(client.stdout.as_mut().unwrap(), &mut there).unwrap();
+    let sleepers = || machine.sh("ps | grep -c 'sleep 1234[56]' || true");
+    assert_eq!(sleepers().trim(), "2");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    wait_until("its processes are gone", || sleepers().trim() == "0");
+}

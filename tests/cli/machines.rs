@@ -1,0 +1,68 @@
+//! Tasks on machines: help, and names that are not there.
+
+use crate::support::Scratch;
+
+#[test]
+fn help() {
+    let scratch = Scratch::new();
+    for task in ["ps", "logs", "exec", "shell", "stop", "kill", "wait", "rm", "inspect"] {
+        let name = format!("help_{task}");
+        insta::assert_snapshot!(name, scratch.transcript(&mut scratch.xtask(&[task, "--help"])));
+    }
+}
+
+#[test]
+fn without_machines_there_is_a_heading_and_no_more() {
+    let scratch = Scratch::new();
+    insta::assert_snapshot!(scratch.transcript(&mut scratch.xtask(&["ps", "-a"])), @r"
+    exit code: 0
+    ----- stdout
+    NAME  IMAGE  STATE  HEALTH  PORTS  UPTIME  MEMORY
+    ----- stderr
+    ");
+    assert_eq!(scratch.xtask(&["ps", "--format", "json"]).output().unwrap().stdout, b"");
+}
+
+#[test]
+fn a_machine_that_is_not_there_is_named_with_the_nearest() {
+    let scratch = Scratch::new();
+    scratch.write("cache/machines/web/machine.json", "{}");
+    insta::assert_snapshot!(scratch.transcript(&mut scratch.xtask(&["exec", "wep", "true"])), @r"
+    exit code: 125
+    ----- stdout
+    ----- stderr
+    error: there is no machine named `wep`
+
+    hint: is it `web`?
+    ");
+    for task in [
+        &["logs", "x"][..],
+        &["shell", "x"],
+        &["wait", "x"],
+        &["inspect", "x"],
+        &["stop", "x"],
+        &["kill", "x"],
+    ] {
+        let said = scratch.transcript(&mut scratch.xtask(task));
+        assert!(
+            said.contains("error: there is no machine named `x`\n\nhint: `cargo xtask ps -a` lists them"),
+            "{said}"
+        );
+        assert!(!said.starts_with("exit code: 0"), "{said}");
+    }
+}
+
+#[test]
+fn words_that_mean_nothing_are_refused() {
+    let scratch = Scratch::new();
+    for (words, complaint) in [
+        (&["kill", "-s", "NOSUCH", "x"][..], "`NOSUCH` is not a signal"),
+        (&["logs", "--since", "yesterday", "x"], "`yesterday` is neither a time ago"),
+        (&["stop", "-t", "-1", "x"], "invalid value '-1'"),
+        (&["exec", "x"], "required arguments were not provided"),
+        (&["stop"], "required arguments were not provided"),
+    ] {
+        let said = scratch.transcript(&mut scratch.xtask(words));
+        assert!(said.starts_with("exit code: 2") && said.contains(complaint), "{said}");
+    }
+}

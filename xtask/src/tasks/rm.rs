@@ -1,0 +1,37 @@
+//! `rm`: removes what is known of machines.
+
+use anyhow::anyhow;
+
+use super::{Context, each};
+use crate::error::Hint as _;
+use crate::vm::control;
+use crate::vm::run_dir::RunDir;
+
+/// Remove machines that have ended: their logs, and what is known of them
+#[derive(Debug, clap::Args)]
+pub struct RmArgs {
+    /// The machines' names
+    #[arg(required = true)]
+    names: Vec<String>,
+
+    /// End those that run, at once
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl RmArgs {
+    /// Runs the task.
+    pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
+        Ok(each(&self.names, |name| {
+            let run_dir = RunDir::find(&context.workspace, name)?;
+            if run_dir.is_running() {
+                if !self.force {
+                    return Err(anyhow!("the machine `{name}` is running"))
+                        .hint(format!("`cargo xtask stop {name}` ends it; `rm -f` does so at once"));
+                }
+                control::pull_the_plug(&run_dir)?;
+            }
+            run_dir.remove()
+        }))
+    }
+}

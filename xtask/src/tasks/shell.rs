@@ -1,0 +1,35 @@
+//! `shell`: the image's best shell, in a machine that runs.
+
+use init::boot_config::Command;
+use init::protocol::Program;
+
+use super::Context;
+use crate::vm::attach::attach;
+use crate::vm::run_dir::RunDir;
+use crate::vm::terminal;
+
+/// Open a shell in a running machine: the user's own, or the best one that the image has
+///
+/// On a terminal the shell has one too; otherwise it reads its commands from standard input. Ctrl-] three times within
+/// a second leaves a shell that does not listen.
+#[derive(Debug, clap::Args)]
+pub struct ShellArgs {
+    /// The machine's name
+    name: String,
+
+    /// User (and group) of the shell
+    #[arg(short, long, value_name = "USER[:GROUP]", default_value = "", hide_default_value = true)]
+    user: String,
+}
+
+impl ShellArgs {
+    /// Runs the task.
+    pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
+        let tty = terminal::is_terminal();
+        let env = if tty { vec!["TERM=xterm".to_owned()] } else { Vec::new() };
+        let program =
+            Program::Shell(Command { argv: Vec::new(), env, cwd: String::new(), user: self.user.clone() });
+        let run_dir = RunDir::find_running(&context.workspace, &self.name)?;
+        attach(&run_dir, program, tty, true)
+    }
+}

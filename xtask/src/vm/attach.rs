@@ -1,0 +1,51 @@
+//! A further process in a machine, joined to our own streams: what `exec` and `shell` do.
+
+use std::io::IsTerminal as _;
+
+use anyhow::{Context as _, anyhow};
+use init::protocol::{Message, Program, Start};
+
+use super::client::{CHANNEL, Client};
+use super::run_dir::RunDir;
+use super::session::{Session, SessionEnd};
+use super::terminal::{self, RawTerminal};
+use crate::error::ExitWith as _;
+use crate::interrupt;
+
+/// Runs a program in a machine to its end and yields its exit code. `tty` gives it a terminal, `stdin` passes our
+/// standard input on. It is ended if this process goes away.
+pub fn attach(run_dir: &RunDir, program: Program, tty: bool, stdin: bool) -> anyhow::Result<u8> {
+    let client = Client::connect(run_dir)?;
+    let size = tty.then(terminal::window_size);
+    if let Err(failure) = client.start(Start { program, tty: size, stdin })? {
+        return Err(anyhow!("{}", failure.message)).exit_with(failure.code);
+    }
+    let speaker = client.speaker();
+    let raw_terminal = if tty && stdin && std::io::stdin().is_terminal() {
+        Some(RawTerminal::enter().context("failed to make the terminal raw")?)
+    } else {
+        None
+    };
+    let signals = interrupt::subscribe();
+    let asker = speaker.clone();
+    std::thread::spawn(move || {
+        // The first is the process's to act on; who asks again wants to leave.
+        for (count, signal) in signals.signals.iter().enumerate() {
+            if count == 0 { asker.say(CHANNEL, Message::Signal(signal)) } else { asker.leave() }
+        }
+    });
+    let (say, escape) = (speaker.clone(), speaker);
+    let end = Session { channel: CHANNEL, tty, stdin }.run(
+        client.into_frames(),
+        move |message| say.say(CHANNEL, message),
+        move || escape.leave(),
+    );
+    drop(raw_terminal);
+    match end {
+        SessionEnd::Exited(code) => Ok(code),
+        SessionEnd::Failed(failure) => Err(anyhow!("{}", failure.message)).exit_with(failure.code),
+        SessionEnd::Lost => {
+            Err(anyhow!("the connection to the machine `{}` has ended before the command", run_dir.name()))
+        }
+    }
+}
