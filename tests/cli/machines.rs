@@ -58,7 +58,7 @@ fn words_that_mean_nothing_are_refused() {
     for (words, complaint) in [
         (&["kill", "-s", "NOSUCH", "x"][..], "`NOSUCH` is not a signal"),
         (&["logs", "--since", "yesterday", "x"], "`yesterday` is neither a time ago"),
-        (&["stop", "-t", "-1", "x"], "invalid value '-1'"),
+        (&["stop", "-t", "-1", "x"], "unexpected argument '-1'"),
         (&["exec", "x"], "required arguments were not provided"),
         (&["stop"], "required arguments were not provided"),
     ] {
