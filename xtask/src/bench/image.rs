@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Figures, Side, hard_tar, measure, table};
-use crate::artifact::{Staged, create_folder, remove_any};
+use crate::artifact::{Staged, create_folder};
 use crate::disk;
 use crate::host::process::run_watched;
 use crate::image::{ImageRequest, Source};
@@ -64,28 +64,36 @@ fn hard(context: &Context) -> anyhow::Result<Utf8PathBuf> {
 fn compare(tar: &Utf8Path, work: &Utf8Path, plan: Plan) -> anyhow::Result<Vec<Figures>> {
     // What all sides read is in memory before the first begins.
     let _ = fs::read(tar).with_context(|| format!("failed to read `{tar}`"))?;
+    let at = |name: &str| work.join(name);
     let mut sides = vec![
-        Side { name: "ours, to an overlay", work: Box::new(|| ours(tar, work, true)) },
-        Side { name: "ours again, unchanged", work: Box::new(|| ours(tar, work, false)) },
-        Side { name: "cp of the tar", work: Box::new(|| plain_copy(tar, work)) },
-        Side { name: "untar + mke2fs -d + qemu-img", work: Box::new(|| mke2fs(tar, work)) },
+        Side { name: "ours, to an overlay", leaves: vec![at("cache")], work: Box::new(|| ours(tar, work)) },
+        Side { name: "ours again, unchanged", leaves: Vec::new(), work: Box::new(|| ours(tar, work)) },
+        Side {
+            name: "cp of the tar",
+            leaves: vec![at("copy.tar")],
+            work: Box::new(|| plain_copy(tar, &at("copy.tar"))),
+        },
+        Side {
+            name: "untar + mke2fs -d + qemu-img",
+            leaves: vec![at("unpacked"), at("mke2fs.ext4"), at("mke2fs.qcow2")],
+            work: Box::new(|| mke2fs(tar, work)),
+        },
     ];
     if plan.guestfs {
-        let recipe = || virt_make_fs(tar, work);
-        sides.push(Side { name: "virt-make-fs + qemu-img", work: Box::new(recipe) });
+        sides.push(Side {
+            name: "virt-make-fs + qemu-img",
+            leaves: vec![at("guestfs.ext4"), at("guestfs.qcow2")],
+            work: Box::new(|| virt_make_fs(tar, work)),
+        });
     }
     measure(&mut sides, plan.runs)
 }
 
 /// This program itself, in a cache of its own, from its start to its end.
-fn ours(tar: &Utf8Path, work: &Utf8Path, afresh: bool) -> anyhow::Result<Option<u64>> {
-    let cache = work.join("cache");
-    if afresh {
-        remove_any(&cache)?;
-    }
+fn ours(tar: &Utf8Path, work: &Utf8Path) -> anyhow::Result<Option<u64>> {
     let program = std::env::current_exe().context("failed to name this program")?;
     let prepare = duct::cmd!(program, "bench", "prepare", tar, work.join("overlay.qcow2"));
-    let said = prepare.env(crate::workspace::CACHE_VARIABLE, &cache).stderr_null().read();
+    let said = prepare.env(crate::workspace::CACHE_VARIABLE, work.join("cache")).stderr_null().read();
     Ok(said.context("failed to make the disk")?.trim().parse().ok())
 }
 
@@ -102,17 +110,13 @@ pub fn prepare(context: &Context, tar: &Utf8Path, overlay: &Utf8Path) -> anyhow:
     Ok(peak * 1024)
 }
 
-fn plain_copy(tar: &Utf8Path, work: &Utf8Path) -> anyhow::Result<Option<u64>> {
-    let copy = work.join("copy.tar");
-    remove_any(&copy)?;
-    run_watched("`cp`", &duct::cmd!("cp", tar, &copy), |_| {})?;
+fn plain_copy(tar: &Utf8Path, copy: &Utf8Path) -> anyhow::Result<Option<u64>> {
+    run_watched("`cp`", &duct::cmd!("cp", tar, copy), |_| {})?;
     Ok(None)
 }
 
 fn mke2fs(tar: &Utf8Path, work: &Utf8Path) -> anyhow::Result<Option<u64>> {
     let (folder, raw) = (work.join("unpacked"), work.join("mke2fs.ext4"));
-    remove_any(&folder)?;
-    remove_any(&raw)?;
     create_folder(&folder)?;
     let options = ["--extract", "--numeric-owner", "--xattrs", "--xattrs-include=*"];
     let words = options.iter().copied().chain(["--file", tar.as_str(), "--directory", folder.as_str()]);
@@ -125,7 +129,6 @@ fn mke2fs(tar: &Utf8Path, work: &Utf8Path) -> anyhow::Result<Option<u64>> {
 
 fn virt_make_fs(tar: &Utf8Path, work: &Utf8Path) -> anyhow::Result<Option<u64>> {
     let raw = work.join("guestfs.ext4");
-    remove_any(&raw)?;
     // The recipe's room beside the contents: 200 MiB.
     let size = tar.metadata().with_context(|| format!("failed to read `{tar}`"))?.len() * 5 / 4 + (200 << 20);
     disk::guestfs::make(tar, &raw, size)?;

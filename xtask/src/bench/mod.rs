@@ -6,10 +6,16 @@ pub mod image;
 
 use std::time::{Duration, Instant};
 
+use camino::Utf8PathBuf;
+
+use crate::artifact::remove_any;
+
 /// One way to do the work.
 pub struct Side<'a> {
     /// What it is called in the table.
     pub name: &'static str,
+    /// What its last turn left; removed before the clock starts.
+    pub leaves: Vec<Utf8PathBuf>,
     /// Does the work once. What it returns is its peak of memory in bytes, where it knows that.
     pub work: Box<dyn FnMut() -> anyhow::Result<Option<u64>> + 'a>,
 }
@@ -33,6 +39,7 @@ pub fn measure(sides: &mut [Side<'_>], runs: usize) -> anyhow::Result<Vec<Figure
     let mut memory = vec![None; sides.len()];
     for _ in 0..runs {
         for (number, side) in sides.iter_mut().enumerate() {
+            side.leaves.iter().try_for_each(|path| remove_any(path))?;
             let start = Instant::now();
             let peak = (side.work)()?;
             times[number].push(start.elapsed());
@@ -78,6 +85,7 @@ mod tests {
         let order = std::cell::RefCell::new(String::new());
         let mut sides = ["a", "b"].map(|name| Side {
             name,
+            leaves: Vec::new(),
             work: Box::new(|| {
                 let mut order = order.borrow_mut();
                 order.push_str(name);
