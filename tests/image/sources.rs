@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
 
+use crate::layers::{Tar, layout};
 use crate::oracle::some_layout;
 use crate::support::{Scratch, texts, wait_until};
 use crate::view;
@@ -95,15 +96,72 @@ fn every_kind_of_archive_gives_the_same_disk() {
     }
 }
 
+/// An image in podman's storage, which goes with this value.
+struct Stored(String);
+
+impl Stored {
+    fn new(word: &str) -> Stored {
+        Stored(format!("localhost/microvm-test-{word}-{}:1", std::process::id()))
+    }
+
+    /// Gives the name to another image.
+    fn fill(&self, layout: &Utf8Path) {
+        self.remove();
+        skopeo(&[&format!("oci:{layout}:v1"), &format!("containers-storage:{}", self.0)]);
+    }
+
+    fn remove(&self) {
+        let _ = duct::cmd!("podman", "rmi", "--force", &self.0).stdout_null().stderr_null().run();
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// What `image` prints and says.
+fn image(scratch: &Scratch, source: &str) -> (String, String) {
+    let output = scratch.xtask(&["image", source, "--size", "32M"]).output().unwrap();
+    assert!(output.status.success(), "{}", texts(&output).1);
+    texts(&output)
+}
+
 #[test]
 fn podmans_own_storage() {
     let scratch = Scratch::new();
     let layout = some_layout(&scratch.path().join("layout"));
-    let name = format!("localhost/microvm-test-{}", std::process::id());
-    skopeo(&[&format!("oci:{layout}:v1"), &format!("containers-storage:{name}:1")]);
-    let disk = disk_digest(&scratch, &format!("containers-storage:{name}:1"), &[]);
-    duct::cmd!("podman", "rmi", format!("{name}:1")).stdout_null().run().unwrap();
+    let stored = Stored::new("storage");
+    stored.fill(&layout);
+    let source = format!("containers-storage:{}", stored.0);
+    let disk = disk_digest(&scratch, &source, &[]);
     assert_eq!(disk, disk_digest(&scratch, &format!("oci:{layout}:v1"), &[]));
+    // Unchanged, it is not exported again; changed, it is.
+    let (first, said) = image(&scratch, &source);
+    assert!(!said.contains("exporting"), "{said}");
+    stored.fill(&other_layout(&scratch));
+    let (second, said) = image(&scratch, &source);
+    assert!(first != second && said.contains("exporting"), "{said}");
+}
+
+fn other_layout(scratch: &Scratch) -> Utf8PathBuf {
+    layout(&scratch.path().join("other"), &[Tar::new().folder("./").file("moved", "1").bytes()])
+}
+
+#[test]
+fn a_dockerfile_is_built_again_when_its_base_has_moved() {
+    let scratch = Scratch::new();
+    let base = Stored::new("base");
+    base.fill(&some_layout(&scratch.path().join("layout")));
+    scratch.write("app/Dockerfile", &format!("FROM {}\nCOPY Dockerfile /\n", base.0));
+    let (first, said) = image(&scratch, "app");
+    assert!(said.contains("building"), "{said}");
+    let (again, said) = image(&scratch, "app");
+    assert!(first == again && !said.contains("building"), "{said}");
+    base.fill(&other_layout(&scratch));
+    let (moved, said) = image(&scratch, "app");
+    assert!(first != moved && said.contains("building"), "{said}");
 }
 
 #[test]

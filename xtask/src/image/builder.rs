@@ -53,6 +53,16 @@ impl Builder {
             || duct::cmd!("docker", "version").stdin_null().stdout_null().stderr_null().run().is_ok()
     }
 
+    /// The id of an image in this program's own storage; `None` where it is not there.
+    pub fn image_id(self, image: &str) -> Option<String> {
+        let words: &[&str] = match self {
+            Builder::Buildah => &["inspect", "--type", "image", "--format", "{{.FromImageID}}", "--", image],
+            Builder::Podman | Builder::Docker => &["image", "inspect", "--format", "{{.Id}}", "--", image],
+        };
+        let id = duct::cmd(self.program(), words).stdin_null().stderr_null().read().ok()?;
+        Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+    }
+
     fn is_daemonless(self) -> bool {
         self != Builder::Docker
     }

@@ -6,6 +6,7 @@
 
 pub mod acl;
 pub mod archive;
+pub mod bases;
 pub mod blob;
 pub mod builder;
 pub mod cleanup;
@@ -132,15 +133,14 @@ pub fn ensure(
     let name = request.name.clone().unwrap_or_else(|| request.source.short_name());
     check_name(&name)?;
     let plan = Plan::new(context, request, init_binary)?;
-    if let Some(cached) = plan.cached(&store, request) {
+    let identity = plan.identity();
+    if let Some(cached) = plan.cached(&identity, &store, request) {
         return boot_image(&store, cached, name);
     }
-    let _lock = Lock::hold(
-        &store.lock_path(&store::fingerprint(&plan.identity)[..16]),
-        &format!("`{}`", request.source),
-    )?;
+    let _lock =
+        Lock::hold(&store.lock_path(&store::fingerprint(&identity)[..16]), &format!("`{}`", request.source))?;
     // Whoever held the lock before may have made it.
-    if let Some(cached) = plan.cached(&store, request) {
+    if let Some(cached) = plan.cached(&plan.identity(), &store, request) {
         return boot_image(&store, cached, name);
     }
     let cached = make(&plan, &store, request, &name)
@@ -209,7 +209,9 @@ fn make(plan: &Plan, store: &Store<'_>, request: &ImageRequest, name: &str) -> a
 }
 
 fn remember(store: &Store<'_>, plan: &Plan, digest: &str) -> anyhow::Result<()> {
-    if plan.identity.is_empty() { Ok(()) } else { store.remember(&plan.identity, digest) }
+    // A build may have pulled what it builds on.
+    let identity = plan.identity();
+    if identity.is_empty() { Ok(()) } else { store.remember(&identity, digest) }
 }
 
 /// Writes the disk, and checks the layers' digests meanwhile. Gives the disk's size and the image's digest.
