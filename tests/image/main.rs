@@ -10,6 +10,7 @@ mod faults;
 mod fuzz;
 mod layers;
 mod oracle;
+mod plain_user;
 mod sources;
 mod tars;
 mod view;

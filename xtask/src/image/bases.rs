@@ -68,8 +68,6 @@ fn fill_in(text: &str, args: &BTreeMap<&str, &str>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     fn of(dockerfile: &str, build_args: &[&str]) -> Vec<String> {
         let build_args: Vec<String> = build_args.iter().map(|&pair| pair.to_owned()).collect();
         super::of(dockerfile, &build_args).into_iter().collect()
