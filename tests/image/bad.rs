@@ -99,7 +99,17 @@ fn a_bomb_is_refused_before_it_fills_the_disk() {
     for _ in 0..400 {
         std::io::Write::write_all(&mut bomb, &vec![0; 1 << 20]).unwrap();
     }
-    refused_rootfs(&bomb.finish().unwrap(), &["unpacks from", "which is refused"]);
+    refused_rootfs(&bomb.finish().unwrap(), &["unpacks from", "which is refused", "--unpack-limit SIZE"]);
+}
+
+#[test]
+fn how_far_an_archive_is_unpacked_can_be_said() {
+    let scratch = Scratch::new();
+    let path = write(&scratch, &gzip(&Tar::new().folder("./").file("a", &"a".repeat(3 << 20)).bytes()));
+    let source = format!("rootfs:{path}");
+    let said = refusal(&scratch, &source, &["--unpack-limit", "2M"]);
+    assert!(said.contains("to more than 2.00 MiB, which is refused"), "{said}");
+    disk_of(&scratch, &source);
 }
 
 /// What a link points to is looked up inside the image, whatever it says.

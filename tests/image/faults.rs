@@ -9,11 +9,20 @@ use std::time::Duration;
 use camino::Utf8Path;
 use xtask::error;
 use xtask::image::archive::Image;
+use xtask::image::blob::Unpacking;
 use xtask::image::registry::client::Options;
 use xtask::image::registry::{self, Blobs};
 
 use crate::layers::{Documents, Tar, digest, documents};
 use crate::support::Scratch;
+
+/// Pulls into a cache in `scratch`. `first_wait` is before the second try.
+fn pull(scratch: &Scratch, reference: &str, first_wait: Duration) -> anyhow::Result<Image> {
+    let options = Options { first_wait, silence: Duration::from_secs(5), ..Options::default() };
+    let blobs = Blobs::new(scratch.path().join("blobs"));
+    let unpacking = Unpacking { folder: scratch.path().to_owned(), limit: None };
+    registry::pull(&reference.parse().unwrap(), options, &blobs, &unpacking)
+}
 
 /// What the registry does with one request, before it does the right thing.
 #[derive(Debug, Clone)]
@@ -54,14 +63,7 @@ impl Registry {
     }
 
     fn pull(&self, scratch: &Scratch) -> anyhow::Result<Image> {
-        let options = Options {
-            first_wait: Duration::from_millis(1),
-            silence: Duration::from_secs(5),
-            ..Options::default()
-        };
-        let blobs = Blobs::new(scratch.path().join("blobs"));
-        let reference = format!("{}/app:1", self.host).parse().unwrap();
-        registry::pull(&reference, options, &blobs, scratch.path())
+        pull(scratch, &format!("{}/app:1", self.host), Duration::from_millis(1))
     }
 
     /// The whole message of a pull that fails.
@@ -220,10 +222,8 @@ fn wrong_bytes_are_never_kept() {
         let documents = image();
         let pinned = digest(&documents.manifest);
         let registry = Registry::start(documents, &[(word, &[Fault::Corrupt])]);
-        let reference = format!("{}/app@{pinned}", registry.host).parse().unwrap();
-        let options = Options { first_wait: Duration::from_millis(1), ..Options::default() };
-        let blobs = Blobs::new(scratch.path().join("blobs"));
-        let said = error::render(&registry::pull(&reference, options, &blobs, scratch.path()).unwrap_err());
+        let reference = format!("{}/app@{pinned}", registry.host);
+        let said = error::render(&pull(&scratch, &reference, Duration::from_millis(1)).unwrap_err());
         assert!(said.contains("has the digest `sha256:") && said.contains("in place of"), "{said}");
         assert!(files_in(&scratch.path().join("blobs")).is_empty());
     }
@@ -288,10 +288,8 @@ fn an_index_without_this_machine() {
 fn a_name_without_an_address_is_not_tried_again() {
     let scratch = Scratch::new();
     // RFC 2606 keeps `.invalid` out of the domain name system.
-    let reference = "registry.invalid/app:1".parse().unwrap();
-    let options = Options { first_wait: Duration::from_secs(600), ..Options::default() };
-    let blobs = Blobs::new(scratch.path().join("blobs"));
-    let said = error::render(&registry::pull(&reference, options, &blobs, scratch.path()).unwrap_err());
+    let said =
+        error::render(&pull(&scratch, "registry.invalid/app:1", Duration::from_secs(600)).unwrap_err());
     assert!(said.contains("failed to reach the registry `registry.invalid`"), "{said}");
     assert!(said.contains("hint: see that the name is right") && !said.contains("gave up after"), "{said}");
 }

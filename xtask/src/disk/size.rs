@@ -9,9 +9,7 @@ const LARGEST: u64 = (u32::MAX as u64 - 1) * 4096;
 const SMALLEST_DEFAULT: u64 = 8 << 30;
 
 /// Bytes of `512M`, `16G`, `1T` or a plain number of bytes; units are powers of 1024, as docker's and QEMU's are.
-///
-/// Errors where it is none, is below 16 MiB (a file system needs its journal) or above 16 TiB. Rounded up to a block.
-pub fn parse(text: &str) -> anyhow::Result<u64> {
+pub fn bytes(text: &str) -> anyhow::Result<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => 0,
@@ -23,8 +21,15 @@ pub fn parse(text: &str) -> anyhow::Result<u64> {
     };
     let number: u64 =
         digits.parse().with_context(|| format!("`{text}` is not a size such as `512M` or `16G`"))?;
-    let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes <= LARGEST);
-    let bytes = bytes.with_context(|| format!("`{text}` is more than a disk can have, 16T"))?;
+    Ok(number.saturating_mul(1 << shift))
+}
+
+/// The [bytes] of a disk, rounded up to a block.
+///
+/// Errors where it is below 16 MiB (a file system needs its journal) or above 16 TiB.
+pub fn parse(text: &str) -> anyhow::Result<u64> {
+    let bytes = bytes(text)?;
+    ensure!(bytes <= LARGEST, "`{text}` is more than a disk can have, 16T");
     ensure!(bytes >= 16 << 20, "`{text}` is less than a disk can have, 16M");
     Ok(bytes.next_multiple_of(4096))
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
-use super::blob;
+use super::blob::{self, Unpacking};
 use super::config::ImageConfig;
 use super::flatten::Whiteouts;
 use super::layer::{EntryKind, Layer};
@@ -43,7 +43,7 @@ impl Image {
     /// Puts an image together from its config file and its layers as they are stored.
     ///
     /// Errors where the layers are not the config's: another number of them, or another digest.
-    pub fn assemble(config: &[u8], blobs: Vec<Layer>, scratch: &Utf8Path) -> anyhow::Result<Image> {
+    pub fn assemble(config: &[u8], blobs: Vec<Layer>, unpacking: &Unpacking) -> anyhow::Result<Image> {
         let digest = Some(format!("sha256:{}", hex(&Sha256::digest(config))));
         let config = Image::check_config(config)?;
         let diff_ids = &config.rootfs.diff_ids;
@@ -56,7 +56,7 @@ impl Image {
         let mut layers = Vec::new();
         let mut unverified = Vec::new();
         for (blob, diff_id) in blobs.into_iter().zip(diff_ids) {
-            let opened = blob::open(blob, scratch, None)?;
+            let opened = blob::open(blob, unpacking)?;
             if let Some(actual) = &opened.diff_id {
                 check(&opened.layer, actual, diff_id)?;
             }
@@ -95,12 +95,12 @@ fn check(layer: &Layer, actual: &str, expected: &str) -> anyhow::Result<()> {
 }
 
 /// A root file system without a config.
-pub fn open_rootfs(path: &Utf8Path, scratch: &Utf8Path) -> anyhow::Result<Image> {
-    from_rootfs(Layer::whole(open(path)?, format!("`{path}`"))?, scratch)
+pub fn open_rootfs(path: &Utf8Path, unpacking: &Unpacking) -> anyhow::Result<Image> {
+    from_rootfs(Layer::whole(open(path)?, format!("`{path}`"))?, unpacking)
 }
 
-fn from_rootfs(file: Layer, scratch: &Utf8Path) -> anyhow::Result<Image> {
-    let opened = blob::open(file, scratch, None)?;
+fn from_rootfs(file: Layer, unpacking: &Unpacking) -> anyhow::Result<Image> {
+    let opened = blob::open(file, unpacking)?;
     Ok(Image {
         config: ImageConfig::default(),
         digest: opened.diff_id,
@@ -115,17 +115,17 @@ pub fn open_archive(
     path: &Utf8Path,
     kind: ArchiveKind,
     name: Option<&str>,
-    scratch: &Utf8Path,
+    unpacking: &Unpacking,
 ) -> anyhow::Result<Image> {
-    from_archive(Layer::whole(open(path)?, format!("`{path}`"))?, kind, name, scratch)
+    from_archive(Layer::whole(open(path)?, format!("`{path}`"))?, kind, name, unpacking)
         .with_context(|| format!("failed to read the image in `{path}`"))
 }
 
 /// An archive of any kind, from a stream that can be read once.
-pub fn open_stream(mut stream: impl std::io::Read, scratch: &Utf8Path) -> anyhow::Result<Image> {
-    let mut file = blob::scratch_file(scratch)?;
+pub fn open_stream(mut stream: impl std::io::Read, unpacking: &Unpacking) -> anyhow::Result<Image> {
+    let mut file = blob::scratch_file(&unpacking.folder)?;
     std::io::copy(&mut stream, &mut file).context("failed to read standard input")?;
-    from_archive(Layer::whole(file, "standard input")?, ArchiveKind::Any, None, scratch)
+    from_archive(Layer::whole(file, "standard input")?, ArchiveKind::Any, None, unpacking)
         .context("failed to read the image on standard input")
 }
 
@@ -144,19 +144,19 @@ fn from_archive(
     file: Layer,
     kind: ArchiveKind,
     name: Option<&str>,
-    scratch: &Utf8Path,
+    unpacking: &Unpacking,
 ) -> anyhow::Result<Image> {
-    let archive = blob::open(file, scratch, None)?.layer;
+    let archive = blob::open(file, unpacking)?.layer;
     let members = Members::read(&archive)?;
     let is_docker = members.contains("manifest.json");
     let is_oci = members.contains("index.json");
     match kind {
         // `docker save` of today writes both; its own manifest knows the tags.
-        ArchiveKind::Docker | ArchiveKind::Any if is_docker => from_docker(&members, name, scratch),
+        ArchiveKind::Docker | ArchiveKind::Any if is_docker => from_docker(&members, name, unpacking),
         ArchiveKind::Oci | ArchiveKind::Any if is_oci => {
-            oci::from_layout(&oci::Layout::Archive(&members), name, scratch)
+            oci::from_layout(&oci::Layout::Archive(&members), name, unpacking)
         }
-        ArchiveKind::Any => from_rootfs(archive, scratch),
+        ArchiveKind::Any => from_rootfs(archive, unpacking),
         ArchiveKind::Docker if is_oci => bail!("it is an OCI layout; use `oci-archive:`"),
         ArchiveKind::Oci if is_docker => bail!("it is `docker save`'s archive; use `docker-archive:`"),
         ArchiveKind::Docker => bail!("it has no `manifest.json`: it is not `docker save`'s archive"),
@@ -174,12 +174,12 @@ struct DockerManifest {
     layers: Vec<String>,
 }
 
-fn from_docker(members: &Members<'_>, name: Option<&str>, scratch: &Utf8Path) -> anyhow::Result<Image> {
+fn from_docker(members: &Members<'_>, name: Option<&str>, unpacking: &Unpacking) -> anyhow::Result<Image> {
     let manifests: Vec<DockerManifest> = members.document("manifest.json")?;
     let manifest = choose(&manifests, name)?;
     let config = members.bytes(&manifest.config)?;
     let blobs = manifest.layers.iter().map(|layer| members.find(layer)).collect::<anyhow::Result<_>>()?;
-    Image::assemble(&config, blobs, scratch)
+    Image::assemble(&config, blobs, unpacking)
 }
 
 fn choose<'a>(manifests: &'a [DockerManifest], name: Option<&str>) -> anyhow::Result<&'a DockerManifest> {

@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
 
-use anyhow::{Context as _, bail, ensure};
-use camino::Utf8Path;
+use anyhow::{Context as _, anyhow, bail};
+use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::layer::Layer;
+use crate::error::hinted;
 use crate::ui::human_bytes;
 use crate::workspace::hex;
 
@@ -77,10 +78,23 @@ pub struct Opened {
     pub diff_id: Option<String>,
 }
 
-/// Makes a blob readable at any place: as it is, or decompressed into a file in `scratch`.
-///
-/// `allowance` bounds what it may unpack to, beside [the usual rule](MAX_EXPANSION).
-pub fn open(blob: Layer, scratch: &Utf8Path, allowance: Option<u64>) -> anyhow::Result<Opened> {
+/// Where blobs are unpacked, and how far.
+#[derive(Debug, Clone)]
+pub struct Unpacking {
+    /// The folder of the files without a name.
+    pub folder: Utf8PathBuf,
+    /// What a blob may unpack to, in bytes, in place of [the usual rule](MAX_EXPANSION).
+    pub limit: Option<u64>,
+}
+
+impl Unpacking {
+    fn limit_for(&self, blob: &Layer) -> u64 {
+        self.limit.unwrap_or_else(|| blob.length.saturating_mul(MAX_EXPANSION).max(ALWAYS_ALLOWED))
+    }
+}
+
+/// Makes a blob readable at any place: as it is, or decompressed into a file.
+pub fn open(blob: Layer, unpacking: &Unpacking) -> anyhow::Result<Opened> {
     let mut magic = [0; 6];
     let known = blob.file.read_at(&mut magic, blob.start).context("failed to read")?;
     let compression = Compression::of(&magic[..known.min(blob.length.min(6) as usize)])
@@ -88,19 +102,14 @@ pub fn open(blob: Layer, scratch: &Utf8Path, allowance: Option<u64>) -> anyhow::
     if compression == Compression::None {
         return Ok(Opened { layer: blob, diff_id: None });
     }
-    let limit = allowance.unwrap_or_else(|| (blob.length.saturating_mul(MAX_EXPANSION)).max(ALWAYS_ALLOWED));
-    let (layer, diff_id) = unpack(&blob, compression, scratch, limit)
-        .with_context(|| format!("failed to unpack {}", blob.name))?;
+    let (layer, diff_id) =
+        unpack(&blob, compression, unpacking).with_context(|| format!("failed to unpack {}", blob.name))?;
     Ok(Opened { layer, diff_id: Some(diff_id) })
 }
 
-fn unpack(
-    blob: &Layer,
-    compression: Compression,
-    scratch: &Utf8Path,
-    limit: u64,
-) -> anyhow::Result<(Layer, String)> {
-    let mut file = scratch_file(scratch)?;
+fn unpack(blob: &Layer, compression: Compression, unpacking: &Unpacking) -> anyhow::Result<(Layer, String)> {
+    let limit = unpacking.limit_for(blob);
+    let mut file = scratch_file(&unpacking.folder)?;
     let mut reader = compression.reader(RangeReader::new(blob))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
@@ -113,15 +122,16 @@ fn unpack(
             Err(error) => return Err(error).context("its compressed data is damaged or cut short"),
         };
         length += read as u64;
-        ensure!(
-            length <= limit,
-            "it unpacks from {} to more than {}, which is refused",
-            human_bytes(blob.length),
-            human_bytes(limit)
-        );
+        if length > limit {
+            let (from, to) = (human_bytes(blob.length), human_bytes(limit));
+            return Err(hinted(
+                anyhow!("it unpacks from {from} to more than {to}, which is refused"),
+                "if it is meant to be so large, `cargo xtask image SOURCE --unpack-limit SIZE` allows it",
+            ));
+        }
         hash.update(&buffer[..read]);
         file.write_all(&buffer[..read])
-            .with_context(|| format!("failed to write to a file in `{scratch}`"))?;
+            .with_context(|| format!("failed to write to a file in `{}`", unpacking.folder))?;
     }
     let layer = Layer { file: file.into(), start: 0, length, name: blob.name.clone() };
     Ok((layer, format!("sha256:{}", hex(&hash.finalize()))))
@@ -183,8 +193,8 @@ mod tests {
         Layer { file: Arc::new(file), start: 11, length: bytes.len() as u64, name: "`blob`".into() }
     }
 
-    fn scratch() -> &'static Utf8Path {
-        Utf8Path::new("/tmp")
+    fn unpacking(limit: Option<u64>) -> Unpacking {
+        Unpacking { folder: "/tmp".into(), limit }
     }
 
     fn compressed(bytes: &[u8]) -> [Vec<u8>; 3] {
@@ -198,11 +208,11 @@ mod tests {
     #[test]
     fn each_compression_is_seen_and_undone() {
         let text = b"a layer ".repeat(1000);
-        let plain = open(blob(&text), scratch(), None).unwrap();
+        let plain = open(blob(&text), &unpacking(None)).unwrap();
         assert_eq!(plain.diff_id, None);
         let expected = digest(&plain.layer).unwrap();
         for bytes in compressed(&text) {
-            let opened = open(blob(&bytes), scratch(), None).unwrap();
+            let opened = open(blob(&bytes), &unpacking(None)).unwrap();
             assert_eq!(opened.diff_id.as_ref(), Some(&expected));
             assert_eq!(digest(&opened.layer).unwrap(), expected);
         }
@@ -212,7 +222,7 @@ mod tests {
     fn what_is_cut_short_is_an_error() {
         for bytes in compressed(&b"a layer ".repeat(1000)) {
             let cut = blob(&bytes[..bytes.len() - 5]);
-            let error = format!("{:#}", open(cut, scratch(), None).unwrap_err());
+            let error = format!("{:#}", open(cut, &unpacking(None)).unwrap_err());
             assert!(error.starts_with("failed to unpack `blob`: its compressed data"), "{error}");
         }
     }
@@ -220,7 +230,7 @@ mod tests {
     #[test]
     fn a_bomb_is_refused() {
         for bytes in compressed(&vec![0; 1 << 20]) {
-            let error = format!("{:#}", open(blob(&bytes), scratch(), Some(1 << 19)).unwrap_err());
+            let error = format!("{:#}", open(blob(&bytes), &unpacking(Some(1 << 19))).unwrap_err());
             assert!(error.contains("to more than 512"), "{error}");
         }
     }

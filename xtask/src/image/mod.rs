@@ -67,6 +67,8 @@ pub struct ImageRequest {
     pub build_args: Vec<String>,
     /// Which program builds Dockerfiles; whichever is there where nothing is said.
     pub builder: Option<Builder>,
+    /// What one layer or archive may unpack to, in bytes; a multiple of its size where nothing is said.
+    pub unpack_limit: Option<u64>,
     /// How the file system is made.
     pub mkfs: Mkfs,
     /// Look at the source again even where it seems not to have changed.
@@ -84,6 +86,7 @@ impl ImageRequest {
             size: None,
             build_args: Vec::new(),
             builder: None,
+            unpack_limit: None,
             mkfs: Mkfs::default(),
             refresh: false,
             tls_verify: true,

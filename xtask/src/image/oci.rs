@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
 use super::archive::{Image, Members, document, open, read_document};
-use super::blob;
+use super::blob::{self, Unpacking};
 use super::layer::Layer;
 use super::reference::{Reference, check_digest};
 
@@ -142,15 +142,15 @@ impl Layout<'_> {
 }
 
 /// An image in an OCI layout's folder.
-pub fn open_folder(folder: &Utf8Path, name: Option<&str>, scratch: &Utf8Path) -> anyhow::Result<Image> {
-    from_layout(&Layout::Folder(folder.to_owned()), name, scratch)
+pub fn open_folder(folder: &Utf8Path, name: Option<&str>, unpacking: &Unpacking) -> anyhow::Result<Image> {
+    from_layout(&Layout::Folder(folder.to_owned()), name, unpacking)
         .with_context(|| format!("failed to read the image in `{folder}`"))
 }
 
 pub(super) fn from_layout(
     layout: &Layout<'_>,
     name: Option<&str>,
-    scratch: &Utf8Path,
+    unpacking: &Unpacking,
 ) -> anyhow::Result<Image> {
     let index = Manifest::parse(&read_document(&layout.file("index.json")?)?)?;
     let Manifest::Index(entries) = index else { bail!("`index.json` is not an index") };
@@ -162,7 +162,7 @@ pub(super) fn from_layout(
             Manifest::Image { config, layers } => {
                 let config = read_document(&layout.blob(&config)?)?;
                 let blobs = layers.iter().map(|layer| layout.blob(layer)).collect::<anyhow::Result<_>>()?;
-                return Image::assemble(&config, blobs, scratch);
+                return Image::assemble(&config, blobs, unpacking);
             }
         }
     }

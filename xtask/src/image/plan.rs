@@ -8,6 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::archive::{self, ArchiveKind, Image};
 use super::bases;
+use super::blob::Unpacking;
 use super::builder::{self, Builder};
 use super::dockerfile::{self, BuildContext};
 use super::reference::Reference;
@@ -118,37 +119,37 @@ impl Plan {
         request: &ImageRequest,
         name: &str,
     ) -> anyhow::Result<Image> {
-        let scratch = &store.scratch();
+        let unpacking = &Unpacking { folder: store.scratch(), limit: request.unpack_limit };
         match &self.input {
             Input::Build(builder, build, _) => {
                 let tag = format!("microvm-workbench/{name}").to_lowercase();
-                let work = work_folder(scratch)?;
+                let work = work_folder(&unpacking.folder)?;
                 let archive = builder::build(*builder, build, &request.build_args, &tag, work.path())?;
-                archive::open_archive(&archive, ArchiveKind::Docker, None, scratch)
+                archive::open_archive(&archive, ArchiveKind::Docker, None, unpacking)
             }
             Input::Stored(builder, image) => {
-                let work = work_folder(scratch)?;
+                let work = work_folder(&unpacking.folder)?;
                 let archive = work.path().join("image.tar");
                 builder::export(*builder, image, &archive)?;
-                archive::open_archive(&archive, ArchiveKind::Docker, None, scratch)
+                archive::open_archive(&archive, ArchiveKind::Docker, None, unpacking)
             }
             Input::Registry(reference, options) => {
-                registry::pull(reference, options.clone(), &store.blobs(), scratch)
+                registry::pull(reference, options.clone(), &store.blobs(), unpacking)
             }
             Input::File(path) => match &request.source {
                 Source::DockerArchive(_, name) => {
-                    archive::open_archive(path, ArchiveKind::Docker, name.as_deref(), scratch)
+                    archive::open_archive(path, ArchiveKind::Docker, name.as_deref(), unpacking)
                 }
                 Source::OciArchive(_, name) => {
-                    archive::open_archive(path, ArchiveKind::Oci, name.as_deref(), scratch)
+                    archive::open_archive(path, ArchiveKind::Oci, name.as_deref(), unpacking)
                 }
-                _ => archive::open_rootfs(path, scratch),
+                _ => archive::open_rootfs(path, unpacking),
             },
             Input::Folder(path) => {
                 let name = if let Source::Oci(_, name) = &request.source { name.as_deref() } else { None };
-                oci::open_folder(path, name, scratch)
+                oci::open_folder(path, name, unpacking)
             }
-            Input::Stdin => archive::open_stream(std::io::stdin().lock(), scratch),
+            Input::Stdin => archive::open_stream(std::io::stdin().lock(), unpacking),
         }
     }
 }

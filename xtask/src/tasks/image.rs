@@ -54,6 +54,10 @@ pub struct ImageOptions {
     #[arg(long, value_enum)]
     pub builder: Option<Builder>,
 
+    /// What one compressed layer may unpack to, a guard against bombs [default: 400 times its size, at least 256M]
+    #[arg(long, value_name = "SIZE", value_parser = disk::size::bytes)]
+    pub unpack_limit: Option<u64>,
+
     /// How the file system is made
     #[arg(long, value_enum, default_value_t)]
     pub mkfs: Mkfs,
@@ -77,6 +81,7 @@ impl ImageOptions {
             size: self.size,
             build_args: self.build_arg.clone(),
             builder: self.builder,
+            unpack_limit: self.unpack_limit,
             mkfs: self.mkfs,
             refresh: self.pull,
             tls_verify: self.tls_verify,

@@ -13,13 +13,14 @@ use std::io::Read as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, bail, ensure};
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 use indicatif::ProgressBar;
 use sha2::{Digest as _, Sha256};
 use ureq::http::{StatusCode, header};
 
 use self::client::{Client, Options};
 use super::archive::{Image, MAX_DOCUMENT};
+use super::blob::Unpacking;
 use super::layer::Layer;
 use super::oci::{Descriptor, Manifest, choose_platform};
 use super::reference::Reference;
@@ -59,18 +60,18 @@ impl Blobs {
     }
 }
 
-/// Pulls an image for this machine. `scratch` is for layers that are unpacked.
+/// Pulls an image for this machine. `unpacking` is for its layers.
 pub fn pull(
     reference: &Reference,
     options: Options,
     blobs: &Blobs,
-    scratch: &Utf8Path,
+    unpacking: &Unpacking,
 ) -> anyhow::Result<Image> {
     let client = Client::new(reference, options)?;
-    pull_with(&client, blobs, scratch).with_context(|| format!("failed to pull `{reference}`"))
+    pull_with(&client, blobs, unpacking).with_context(|| format!("failed to pull `{reference}`"))
 }
 
-fn pull_with(client: &Client, blobs: &Blobs, scratch: &Utf8Path) -> anyhow::Result<Image> {
+fn pull_with(client: &Client, blobs: &Blobs, unpacking: &Unpacking) -> anyhow::Result<Image> {
     let mut manifest = Manifest::parse(&fetch_manifest(client, client.reference().manifest_key())?)?;
     if let Manifest::Index(entries) = &manifest {
         manifest = Manifest::parse(&fetch_manifest(client, &choose_platform(entries)?.digest)?)?;
@@ -80,7 +81,7 @@ fn pull_with(client: &Client, blobs: &Blobs, scratch: &Utf8Path) -> anyhow::Resu
     // Before anything large is fetched.
     Image::check_config(&config)?;
     let layers = fetch_all(client, &layers, blobs)?;
-    Image::assemble(&config, layers, scratch)
+    Image::assemble(&config, layers, unpacking)
 }
 
 /// Gets a manifest and checks its digest: the one it was asked for by, or the one that the registry names.
