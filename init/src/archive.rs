@@ -1,11 +1,14 @@
 //! Files and trees as tar streams, in and out, with no program of the image: what `cp` and volumes are made of.
 //!
-//! Both ways keep owners, modes, times to the nanosecond, symbolic and hard links, device nodes, extended attributes
-//! and names that are not UTF-8, in the POSIX `pax` form. [`out`] reads the guest's files, [`extract`] writes them.
+//! Host and guest use the same. Both ways keep owners, modes, times to the nanosecond, symbolic and hard links, device nodes, extended attributes
+//! and names that are not UTF-8, in the POSIX `pax` form. [`write_tree`] reads files, [`extract()`] writes them.
 
 mod entry;
-pub(crate) mod extract;
-pub(crate) mod out;
+mod extract;
+mod out;
+
+pub use extract::extract;
+pub use out::write_tree;
 
 use std::path::Path;
 
@@ -16,18 +19,18 @@ use rustix::fs::Timespec;
 ///
 /// # Errors
 /// Something could not be read or written, named.
-pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
     std::thread::scope(|threads| {
         let writing = threads.spawn(move || {
             let mut complaints = Vec::new();
-            out::write_tree(writer, &from.join("."), false, &mut |complaint| complaints.push(complaint))?;
+            write_tree(writer, from, b".", false, &mut |complaint| complaints.push(complaint))?;
             match complaints.into_iter().next() {
                 Some(complaint) => Err(anyhow::Error::msg(complaint)),
                 None => Ok(()),
             }
         });
-        let extracted = extract::extract(reader, to, true);
+        let extracted = extract(reader, to, true);
         let written = writing.join().unwrap_or_else(|_| Err(anyhow::Error::msg("reading stopped")));
         // Reading is the cause where both failed.
         written.and(extracted).with_context(|| format!("cannot copy `{}`", from.display()))

@@ -14,8 +14,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use init::archive;
 use init::boot_config::Command;
-use init::protocol::{Failure, Program};
+use init::protocol::{DIRECTORY, Failure, NOT_A_DIRECTORY, Program};
 use rustix::fs::{FileType, fchown, fstat};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit, ioctl_tiocsctty, setrlimit, setsid};
@@ -24,7 +26,7 @@ use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
 use crate::program::{AGENT_FAILED, CANNOT_RUN, NOT_FOUND, exec_failure, failure, find, first_runnable};
 use crate::user::{self, Identity};
-use crate::{archive, environment, process::Task};
+use crate::{environment, process::Task};
 
 /// Open files that a process may have before it asks for more: docker's present default, soft and hard.
 const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
@@ -44,13 +46,17 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     let become_program = match prepare(File::from(spec)) {
         Ok(Task { program: Program::Command(command), terminal }) => become_command(command, terminal),
         Ok(Task { program: Program::Shell(command), terminal }) => become_shell(command, terminal),
-        Ok(Task { program: Program::TarOut { path, follow }, .. }) => {
+        Ok(Task { program: Program::TarOut { path, name, follow }, .. }) => {
             drop(status);
-            return write_archive(Path::new(OsStr::from_bytes(&path)), follow);
+            return write_archive(Path::new(OsStr::from_bytes(&path)), &name, follow);
         }
-        Ok(Task { program: Program::TarIn { path, keep_owners }, .. }) => {
+        Ok(Task { program: Program::TarIn { path }, .. }) => {
             drop(status);
-            return read_archive(Path::new(OsStr::from_bytes(&path)), keep_owners);
+            return read_archive(Path::new(OsStr::from_bytes(&path)));
+        }
+        Ok(Task { program: Program::Stat { path }, .. }) => {
+            drop(status);
+            return tell_kind(Path::new(OsStr::from_bytes(&path)));
         }
         Err(failure) => Err(failure),
     };
@@ -85,7 +91,7 @@ fn prepare(mut spec: File) -> Result<Task, Failure> {
     Ok(task)
 }
 
-fn write_archive(path: &Path, follow: bool) -> ExitCode {
+fn write_archive(path: &Path, name: &[u8], follow: bool) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     let mut complain = |complaint: String| {
         code = ExitCode::FAILURE;
@@ -96,15 +102,27 @@ fn write_archive(path: &Path, follow: bool) -> ExitCode {
         .as_fd()
         .try_clone_to_owned()
         .map_err(Into::into)
-        .and_then(|stdout| archive::out::write_tree(File::from(stdout), path, follow, &mut complain));
+        .and_then(|stdout| archive::write_tree(File::from(stdout), path, name, follow, &mut complain));
     match written {
         Ok(()) => code,
         Err(e) => archive_failed(&e),
     }
 }
 
-fn read_archive(path: &Path, keep_owners: bool) -> ExitCode {
-    match archive::extract::extract(io::stdin().lock(), path, keep_owners) {
+fn read_archive(path: &Path) -> ExitCode {
+    match archive::extract(io::stdin().lock(), path, true) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => archive_failed(&e),
+    }
+}
+
+fn tell_kind(path: &Path) -> ExitCode {
+    let metadata = std::fs::metadata(path).with_context(|| format!("cannot look at `{}`", path.display()));
+    let told = metadata.and_then(|metadata| {
+        let kind = if metadata.is_dir() { DIRECTORY } else { NOT_A_DIRECTORY };
+        Ok(write!(io::stdout(), "{kind}")?)
+    });
+    match told {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => archive_failed(&e),
     }

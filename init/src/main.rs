@@ -5,7 +5,6 @@
 //! and stops the machine too; it never panics.
 
 mod agent;
-mod archive;
 mod channel;
 mod child;
 mod environment;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot_config::Command;
 
 /// Raised whenever a message changes its form or meaning. Both sides open with [`Message::Hello`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT_NAME: &str = "microvm.agent";
@@ -36,6 +36,12 @@ pub const EXIT_MARKER: &str = "init: main process ended with exit code ";
 
 /// What PID 1 prints on the console before the cause when it cannot go on.
 pub const FATAL_MARKER: &str = "init: fatal: ";
+
+/// What [`Program::Stat`] says of a directory.
+pub const DIRECTORY: &str = "directory";
+
+/// What it says of anything else.
+pub const NOT_A_DIRECTORY: &str = "other";
 
 /// Bytes of a frame before its payload.
 pub const HEADER: usize = 4 + 1 + 4;
@@ -134,12 +140,13 @@ pub enum Program {
     Command(Command),
     /// The image's best shell, as a login user would get it; an error names what was looked for.
     Shell(Command),
-    /// Writes a tar stream of this guest path to standard output; needs no program in the image. Entries are named
-    /// after the path's base name, or `.` for `PATH/.`. Ends with code 127 if there is no such path, with 1 and the
-    /// cause on standard error for any other failure.
+    /// Writes a tar stream of this guest path to standard output; needs no program in the image. Ends with code 127
+    /// if there is no such path, with 1 and the cause on standard error for any other failure.
     TarOut {
         /// Guest path, as bytes.
         path: Vec<u8>,
+        /// What the path is called in the stream; `.` for a directory whose contents are meant.
+        name: Vec<u8>,
         /// Follow a symbolic link at the path itself.
         follow: bool,
     },
@@ -148,8 +155,12 @@ pub enum Program {
     TarIn {
         /// Guest path, as bytes.
         path: Vec<u8>,
-        /// Keep the archive's owners; otherwise everything is root's.
-        keep_owners: bool,
+    },
+    /// Writes [`DIRECTORY`] or [`NOT_A_DIRECTORY`] to standard output, symbolic links followed. Ends with the same
+    /// codes.
+    Stat {
+        /// Guest path, as bytes.
+        path: Vec<u8>,
     },
 }
 
@@ -388,12 +399,12 @@ mod tests {
             }),
             Message::Start(Start { program: Program::Shell(command), tty: None, stdin: false }),
             Message::Start(Start {
-                program: Program::TarOut { path: vec![b'/', 0xff], follow: true },
+                program: Program::TarOut { path: vec![b'/', 0xff], name: b".".to_vec(), follow: true },
                 tty: None,
                 stdin: false,
             }),
             Message::Start(Start {
-                program: Program::TarIn { path: b"/tmp".to_vec(), keep_owners: true },
+                program: Program::TarIn { path: b"/tmp".to_vec() },
                 tty: None,
                 stdin: true,
             }),

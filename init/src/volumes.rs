@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use init::boot_config::Mount;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
-use crate::archive::copy_tree;
 use crate::log;
 use crate::mounts::{Point, create_point, mount_type, wait_for_device};
+use init::archive::copy_tree;
 
 /// What 9p is mounted with. The transport takes at most 500 KiB in one message (net/9p/trans_virtio.c), and `mmap`
 /// is the least caching with which programs can map files shared, while the host's changes show at once.

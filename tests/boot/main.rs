@@ -2,6 +2,7 @@
 
 mod background;
 mod collected;
+mod copy;
 mod failures;
 mod hello;
 mod kernel;

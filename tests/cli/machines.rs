@@ -5,7 +5,7 @@ use crate::support::Scratch;
 #[test]
 fn help() {
     let scratch = Scratch::new();
-    for task in ["ps", "logs", "exec", "shell", "stop", "kill", "wait", "rm", "inspect"] {
+    for task in ["ps", "logs", "exec", "shell", "cp", "stop", "kill", "wait", "rm", "inspect"] {
         let name = format!("help_{task}");
         insta::assert_snapshot!(name, scratch.transcript(&mut scratch.xtask(&[task, "--help"])));
     }
@@ -60,6 +60,8 @@ fn words_that_mean_nothing_are_refused() {
         (&["logs", "--since", "yesterday", "x"], "`yesterday` is neither a time ago"),
         (&["stop", "-t", "-1", "x"], "unexpected argument '-1'"),
         (&["exec", "x"], "required arguments were not provided"),
+        (&["cp", "a", "b"], "one of the two has to be in a machine"),
+        (&["cp", "x:/a", "y:/b"], "only one of the two can be in a machine"),
         (&["stop"], "required arguments were not provided"),
     ] {
         let said = scratch.transcript(&mut scratch.xtask(words));

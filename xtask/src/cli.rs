@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
 use crate::tasks::{
-    Context, bench, boot, collect, doctor, exec, image, init, inspect, kernel, kill, logs, ps, rm, setup,
+    Context, bench, boot, collect, cp, doctor, exec, image, init, inspect, kernel, kill, logs, ps, rm, setup,
     shell, status, stop, supervise, test, volume, wait,
 };
 use crate::workspace::Workspace;
@@ -28,6 +28,7 @@ enum Task {
     Logs(logs::LogsArgs),
     Exec(exec::ExecArgs),
     Shell(shell::ShellArgs),
+    Cp(cp::CpArgs),
     Stop(stop::StopArgs),
     Kill(kill::KillArgs),
     Wait(wait::WaitArgs),
@@ -59,6 +60,7 @@ impl Cli {
             Task::Logs(args) => args.run(&context),
             Task::Exec(args) => args.run(&context),
             Task::Shell(args) => args.run(&context),
+            Task::Cp(args) => args.run(&context),
             Task::Stop(args) => args.run(&context),
             Task::Kill(args) => args.run(&context),
             Task::Wait(args) => args.run(&context),

@@ -1,4 +1,4 @@
-//! A tar stream into a guest directory.
+//! A tar stream into a directory.
 //!
 //! Nothing is written outside that directory: names with `..` are refused, and a symbolic link on the way to an entry
 //! is followed by the kernel under `RESOLVE_BENEATH`, so that neither a link of the archive's nor one that a process
@@ -11,8 +11,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
-    chmodat, chownat, linkat, lsetxattr, makedev, mkdirat, mknodat, open, openat, openat2, statat, symlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmodat,
+    chownat, linkat, lsetxattr, makedev, mkdirat, mknodat, open, openat, openat2, statat, symlinkat,
     unlinkat, utimensat,
 };
 use rustix::io::Errno;
@@ -20,11 +20,15 @@ use tar_core::EntryType;
 
 use super::entry::{Entry, Parts, Stream, parts};
 
-/// Unpacks `archive` into the directory `target`. Unless `keep_owners`, everything becomes root's.
+/// Bytes that are looked at together for being all zero: a block of most file systems.
+const BLOCK: usize = 4096;
+
+/// Unpacks `archive` into the directory `target`. Unless `keep_owners`, everything belongs to whoever unpacks it, and
+/// attributes that only root can set are passed over.
 ///
 /// # Errors
 /// `target` is no directory, the archive is damaged or cut off, or an entry cannot be written; it is named.
-pub(crate) fn extract(archive: impl Read, target: &Path, keep_owners: bool) -> Result<()> {
+pub fn extract(archive: impl Read, target: &Path, keep_owners: bool) -> Result<()> {
     let root = open(target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("cannot write into `{}`", target.display()))?;
     // An absolute link in the root directory leads nowhere but into it.
@@ -134,9 +138,11 @@ impl Tree {
 
     /// Gives what was just made its owner, mode, attributes and time, in the order in which none undoes another.
     fn describe(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<()> {
-        let (uid, gid) = if self.keep_owners { entry.owner } else { (Uid::ROOT, Gid::ROOT) };
-        chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .context("cannot set its owner")?;
+        if self.keep_owners {
+            let (uid, gid) = entry.owner;
+            chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .context("cannot set its owner")?;
+        }
         if entry.kind != EntryType::Symlink {
             chmodat(directory, name, entry.mode, AtFlags::empty()).context("cannot set its mode")?;
         }
@@ -146,6 +152,7 @@ impl Tree {
             match lsetxattr(path, &attribute[..], value, XattrFlags::empty()) {
                 // A file system without them; docker passes over it as well.
                 Ok(()) | Err(Errno::NOTSUP) => {}
+                Err(Errno::PERM) if !self.keep_owners => {}
                 Err(e) => {
                     let attribute = String::from_utf8_lossy(attribute);
                     return Err(e).with_context(|| format!("cannot set its attribute `{attribute}`"));
@@ -222,12 +229,22 @@ fn write_file<R: Read>(
     };
     let mut file = File::from(file);
     let Some((map, size)) = &entry.sparse else {
+        let mut size = 0;
         loop {
             let piece = stream.content_piece()?;
             if piece.is_empty() {
-                return Ok(());
+                // A hole at the end is made by the length alone.
+                return Ok(file.set_len(size)?);
             }
-            file.write_all(piece)?;
+            for block in piece.chunks(BLOCK) {
+                // An archive may have written holes out; zeros read the same and cost nothing.
+                if block.iter().all(|byte| *byte == 0) {
+                    file.seek_relative(block.len() as i64)?;
+                } else {
+                    file.write_all(block)?;
+                }
+            }
+            size += piece.len() as u64;
         }
     };
     for part in map {

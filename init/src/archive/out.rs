@@ -1,7 +1,4 @@
-//! A guest path as a tar stream.
-//!
-//! Entries are named as docker's archives are: after the base name of the path, or `.` where only a directory's
-//! contents are meant (`PATH/.`). What cannot be read is complained about and left out; the stream stays whole.
+//! A path as a tar stream. What cannot be read is complained about and left out; the stream stays whole.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -39,13 +36,16 @@ const KERNEL_FILE_SYSTEMS: [i64; 9] = [
     0xcafe_4a11,
 ];
 
-/// Writes `path` and what is below it to `out`; `complain` hears of what had to be left out.
+/// Writes `path` and what is below it to `out`. The first entry is named `name` (`.` for a directory whose contents are
+/// meant), the others below it; `follow` is for a symbolic link at the path itself. `complain` hears of what had to be
+/// left out.
 ///
 /// # Errors
 /// `path` itself cannot be read, or `out` does not take the stream.
-pub(crate) fn write_tree(
+pub fn write_tree(
     out: impl Write,
     path: &Path,
+    name: &[u8],
     follow: bool,
     complain: &mut dyn FnMut(String),
 ) -> Result<()> {
@@ -58,17 +58,7 @@ pub(crate) fn write_tree(
         buffer: vec![0; XATTR_MOST],
         complain,
     };
-    archive.write(source, name_of(path), metadata).context("cannot write the archive")
-}
-
-/// The name that entries get for a path: its base name, or `.` where it has none.
-fn name_of(path: &Path) -> Vec<u8> {
-    let bytes = path.as_os_str().as_bytes();
-    let end = bytes.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
-    match bytes[..end].rsplit(|byte| *byte == b'/').next().unwrap_or_default() {
-        b"" | b"." | b".." => b".".to_vec(),
-        name => name.to_vec(),
-    }
+    archive.write(source, name.to_vec(), metadata).context("cannot write the archive")
 }
 
 struct Archive<'a, W: Write> {
@@ -241,28 +231,4 @@ fn is_kernels(directory: &Path, metadata: &Metadata) -> bool {
     let root = || fs::metadata("/").is_ok_and(|root| root.dev() == metadata.dev());
     statfs(directory).is_ok_and(|file_system| KERNEL_FILE_SYSTEMS.contains(&file_system.f_type))
         || (device_nodes() && !root())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::ffi::OsStr;
-
-    use super::*;
-
-    #[test]
-    fn entries_are_named_as_dockers_are() {
-        for (path, name) in [
-            ("/etc/passwd", "passwd"),
-            ("/etc", "etc"),
-            ("/etc/", "etc"),
-            ("/etc/.", "."),
-            ("/etc/./", "."),
-            ("/", "."),
-            ("/etc/..", "."),
-            ("etc", "etc"),
-        ] {
-            assert_eq!(name_of(Path::new(path)), name.as_bytes(), "{path}");
-        }
-        assert_eq!(name_of(Path::new(OsStr::from_bytes(b"/a/\xff"))), b"\xff");
-    }
 }

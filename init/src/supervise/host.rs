@@ -79,7 +79,7 @@ impl Supervisor {
         let program = match start.program {
             Program::Command(command) => Program::Command(inherit(self.main_command.as_ref(), command)),
             Program::Shell(command) => Program::Shell(inherit(self.main_command.as_ref(), command)),
-            archive @ (Program::TarOut { .. } | Program::TarIn { .. }) => archive,
+            files @ (Program::TarOut { .. } | Program::TarIn { .. } | Program::Stat { .. }) => files,
         };
         let streams = match start.tty {
             Some(size) => Streams::Terminal { size, stdin: start.stdin },

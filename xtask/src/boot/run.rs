@@ -24,7 +24,7 @@ use crate::vm::output_log::OutputLog;
 use crate::vm::record::{Ended, Record, State};
 use crate::vm::recorder::Recorder;
 use crate::vm::run_dir::RunDir;
-use crate::vm::session::Session;
+use crate::vm::session::{Input, Session, to_our_own};
 use crate::vm::supervisor::{Supervision, Supervisor};
 use crate::vm::terminal::{self, RawTerminal};
 use crate::{interrupt, note};
@@ -155,10 +155,11 @@ pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
         if tty { Some(RawTerminal::enter().context("failed to make the terminal raw")?) } else { None };
     let session = has_agent.then(|| {
         let client = running.supervisor.main_client();
-        let session = Session { channel: MAIN_CHANNEL, tty, stdin };
+        let session = Session { channel: MAIN_CHANNEL, tty };
+        let input = stdin.then(|| Box::new(std::io::stdin()) as Input);
         std::thread::spawn(move || {
             let (say, escape) = (client.clone(), client);
-            session.run(frames, move |message| say.say(message), move || escape.give_up())
+            session.run(frames, move |message| say.say(message), move || escape.give_up(), input, to_our_own)
         })
     });
     let ended = running.run();

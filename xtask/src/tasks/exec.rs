@@ -50,14 +50,9 @@ pub struct ExecArgs {
 impl ExecArgs {
     /// Runs the task.
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
-        let mut env = gather_variables(&self.env_file, &self.env)?;
-        if self.tty {
-            // docker's, which every image knows; `-e TERM=…` has the last word.
-            env.insert(0, "TERM=xterm".to_owned());
-        }
         let program = Program::Command(Command {
             argv: self.command.clone(),
-            env,
+            env: gather_variables(&self.env_file, &self.env)?,
             cwd: self.workdir.clone(),
             user: self.user.clone(),
         });

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod boot;
 pub mod collect;
+pub mod cp;
 pub mod doctor;
 pub mod exec;
 pub mod image;

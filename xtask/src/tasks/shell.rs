@@ -4,6 +4,7 @@ use init::boot_config::Command;
 use init::protocol::Program;
 
 use super::Context;
+use crate::error::{EXIT_NOT_FOUND, Hint as _, exit_code};
 use crate::vm::attach::attach;
 use crate::vm::run_dir::RunDir;
 use crate::vm::terminal;
@@ -26,10 +27,20 @@ impl ShellArgs {
     /// Runs the task.
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         let tty = terminal::is_terminal();
-        let env = if tty { vec!["TERM=xterm".to_owned()] } else { Vec::new() };
-        let program =
-            Program::Shell(Command { argv: Vec::new(), env, cwd: String::new(), user: self.user.clone() });
+        let program = Program::Shell(Command {
+            argv: vec![],
+            env: vec![],
+            cwd: String::new(),
+            user: self.user.clone(),
+        });
         let run_dir = RunDir::find_running(&context.workspace, &self.name)?;
-        attach(&run_dir, program, tty, true)
+        let shell = attach(&run_dir, program, tty, true);
+        if shell.as_ref().is_err_and(|error| exit_code(error) == EXIT_NOT_FOUND) {
+            let name = &self.name;
+            return shell.hint(format!(
+                "`cargo xtask exec {name} PROGRAM` runs any program that the image has, and `cargo xtask cp FILE {name}:/` brings one in"
+            ));
+        }
+        shell
     }
 }

@@ -7,7 +7,7 @@ use init::protocol::{Message, Program, Start};
 
 use super::client::{CHANNEL, Client};
 use super::run_dir::RunDir;
-use super::session::{Session, SessionEnd};
+use super::session::{Input, Session, SessionEnd, to_our_own};
 use super::terminal::{self, RawTerminal};
 use crate::error::ExitWith as _;
 use crate::interrupt;
@@ -35,10 +35,12 @@ pub fn attach(run_dir: &RunDir, program: Program, tty: bool, stdin: bool) -> any
         }
     });
     let (say, escape) = (speaker.clone(), speaker);
-    let end = Session { channel: CHANNEL, tty, stdin }.run(
+    let end = Session { channel: CHANNEL, tty }.run(
         client.into_frames(),
         move |message| say.say(CHANNEL, message),
         move || escape.leave(),
+        stdin.then(|| Box::new(std::io::stdin()) as Input),
+        to_our_own,
     );
     drop(raw_terminal);
     match end {

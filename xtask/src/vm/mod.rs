@@ -1,11 +1,12 @@
 //! One virtual machine: [what to run](machine), [the words for QEMU](qemu), [what its console says](console), the
 //! [router] between the agent in the guest and its clients, and the [supervisor] that holds them together; beside them
-//! what is known of it ([run_dir], [record], [recorder]) and how to talk to it ([client], [session], [attach], [control]).
+//! what is known of it ([run_dir], [record], [recorder]) and how to talk to it ([client], [session], [attach], [copy], [control]).
 
 pub mod attach;
 pub mod client;
 pub mod console;
 pub mod control;
+pub mod copy;
 pub mod health;
 pub mod lifecycle;
 pub mod machine;

@@ -1,9 +1,9 @@
-//! One process in the guest, joined to this program's own standard streams: what `boot` in the foreground, `exec` and
-//! `shell` have in common. Frames come and go by channels, so it does not matter whether the supervisor is in this
+//! One process in the guest with its streams carried to and from the host: what `boot` in the foreground, `exec`, `shell`
+//! and `cp` have in common. Frames come and go by channels, so it does not matter whether the supervisor is in this
 //! process or behind a socket.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,16 +27,17 @@ pub enum SessionEnd {
     Lost,
 }
 
-/// How the streams are joined.
+/// One process, seen from the host.
 #[derive(Debug, Clone, Copy)]
 pub struct Session {
     /// The channel of the process.
     pub channel: u32,
-    /// Standard input is a raw terminal, and its size is passed on.
+    /// It has a terminal, whose size and keys are those of ours.
     pub tty: bool,
-    /// Standard input is passed on.
-    pub stdin: bool,
 }
+
+/// What the process reads; nothing where there is none.
+pub type Input = Box<dyn io::Read + Send>;
 
 /// Bytes of standard input that may still be sent.
 #[derive(Debug, Default)]
@@ -66,19 +67,22 @@ impl Credit {
 }
 
 impl Session {
-    /// Carries the streams until the process ends. `escape` is called when the user gives up on the guest.
+    /// Carries the streams until the process ends. `output` takes what the process says; where it fails, what follows
+    /// on that stream is dropped. `escape` is called when the user gives up on the guest.
     pub fn run(
         self,
         incoming: Receiver<Frame>,
         outgoing: impl Fn(Message) + Send + Clone + 'static,
         escape: impl Fn() + Send + 'static,
+        input: Option<Input>,
+        output: impl FnMut(Stream, &[u8]) -> io::Result<()>,
     ) -> SessionEnd {
         let credit = Arc::new(Credit::default());
-        if self.stdin {
+        if let Some(input) = input {
             let (credit, outgoing) = (Arc::clone(&credit), outgoing.clone());
             credit.grant(WINDOW);
             // Blocked in read(2) it ends with the process; nothing waits for it.
-            std::thread::spawn(move || carry_stdin(self.tty, &credit, &outgoing, &escape));
+            std::thread::spawn(move || carry_input(input, self.tty, &credit, &outgoing, &escape));
         }
         if self.tty {
             outgoing(Message::Resize(terminal::window_size()));
@@ -86,7 +90,7 @@ impl Session {
             std::thread::spawn(move || carry_window_size(&outgoing));
         }
         let ours = incoming.iter().filter(|frame| frame.channel == self.channel);
-        carry_output(ours, &outgoing, &credit)
+        carry_output(ours, &outgoing, &credit, output)
     }
 }
 
@@ -94,6 +98,7 @@ fn carry_output(
     incoming: impl Iterator<Item = Frame>,
     outgoing: &impl Fn(Message),
     credit: &Credit,
+    mut output: impl FnMut(Stream, &[u8]) -> io::Result<()>,
 ) -> SessionEnd {
     // Nobody reads any more (`| head`): the guest's writer is not to hang for it, so its bytes are dropped.
     let mut is_broken: HashMap<Stream, bool> = HashMap::new();
@@ -102,7 +107,7 @@ fn carry_output(
             Message::Data(stream, bytes) => {
                 let broken = is_broken.entry(stream).or_default();
                 if !*broken {
-                    *broken = write_out(stream, &bytes).is_err();
+                    *broken = output(stream, &bytes).is_err();
                 }
                 outgoing(Message::Credit(stream, bytes.len() as u32));
             }
@@ -115,7 +120,8 @@ fn carry_output(
     SessionEnd::Lost
 }
 
-fn write_out(stream: Stream, bytes: &[u8]) -> io::Result<()> {
+/// Our own standard output and standard error as a process's.
+pub fn to_our_own(stream: Stream, bytes: &[u8]) -> io::Result<()> {
     match stream {
         Stream::Stderr => {
             let mut stderr = io::stderr().lock();
@@ -129,12 +135,18 @@ fn write_out(stream: Stream, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-fn carry_stdin(tty: bool, credit: &Credit, outgoing: &impl Fn(Message), escape: &impl Fn()) {
+fn carry_input(
+    mut input: Input,
+    tty: bool,
+    credit: &Credit,
+    outgoing: &impl Fn(Message),
+    escape: &impl Fn(),
+) {
     let mut buffer = vec![0; MAX_PAYLOAD];
     let mut presses = Vec::new();
     loop {
         let limit = credit.available();
-        match io::stdin().lock().read(&mut buffer[..limit]) {
+        match input.read(&mut buffer[..limit]) {
             Ok(0) => return outgoing(Message::End(Stream::Stdin)),
             Ok(length) => {
                 let bytes = &buffer[..length];

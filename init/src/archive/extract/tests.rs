@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tar_core::builder::EntryBuilder;
 
 use super::*;
-use crate::archive::out::write_tree;
+use crate::archive::write_tree;
 
 /// A directory of its own, removed at the end.
 struct Scratch(PathBuf);
@@ -73,7 +73,7 @@ fn a_tree_survives_the_way_out_and_in() {
     set_time(&directory, b".", Timespec { tv_sec: 5_000_000_000, tv_nsec: 7 }).unwrap();
 
     let mut bytes = Vec::new();
-    write_tree(&mut bytes, &source, false, &mut |complaint| panic!("{complaint}")).unwrap();
+    write_tree(&mut bytes, &source, b"source", false, &mut |complaint| panic!("{complaint}")).unwrap();
     extract(&bytes[..], &scratch.target(), true).unwrap();
     let copy = scratch.target().join("source");
 
@@ -124,7 +124,7 @@ fn gnu_tar_agrees() {
     fs::write(long.join("n".repeat(90)), vec![1; 3000]).unwrap();
     symlink("n", long.join("link")).unwrap();
     let mut bytes = Vec::new();
-    write_tree(&mut bytes, &source.join("."), false, &mut |complaint| panic!("{complaint}")).unwrap();
+    write_tree(&mut bytes, &source, b".", false, &mut |complaint| panic!("{complaint}")).unwrap();
     fs::write(scratch.0.join("ours.tar"), bytes).unwrap();
     let tar = |arguments: &[&str]| {
         let output =

@@ -1,0 +1,297 @@
+//! Files between the host and a running machine, as a tar stream through its agent. Nothing of the image is needed.
+
+use std::ffi::OsStr;
+use std::io::{self, PipeReader, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use init::archive::{extract, write_tree};
+use init::protocol::{DIRECTORY, Program, Start, Stream};
+
+use super::client::{CHANNEL, Client};
+use super::run_dir::RunDir;
+use super::session::{Input, Session, SessionEnd};
+use crate::error::EXIT_NOT_FOUND;
+
+/// What is at the place that something is copied to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum There {
+    Nothing,
+    Directory,
+    Other,
+}
+
+/// Where a copy goes: into this directory, under this name (`.` for the contents of a directory).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    directory: PathBuf,
+    name: Vec<u8>,
+}
+
+/// Copies a path of the host into a machine, where docker's `cp` would put it.
+pub fn into_machine(run_dir: &RunDir, source: &Path, target: &Path, follow: bool) -> anyhow::Result<()> {
+    let looked = if follow { source.metadata() } else { source.symlink_metadata() };
+    let is_directory = looked.with_context(|| format!("failed to look at `{}`", source.display()))?.is_dir();
+    let place = place(source, is_directory, target, look_in_machine(run_dir, target)?)?;
+    let (reader, writer) = io::pipe().context("failed to create a pipe")?;
+    let (source, name) = (source.to_owned(), place.name);
+    let writing = std::thread::spawn(move || pack(writer, &source, &name, follow));
+    let unpacked = unpack_in_machine(run_dir, &place.directory, Box::new(reader));
+    match unpacked {
+        Ok(()) => writing.join().unwrap_or_else(|_| bail!("reading stopped")),
+        // What could not be read here is the cause of what could not be understood there.
+        Err(error) => match writing.is_finished().then(|| writing.join()) {
+            Some(Ok(Err(cause))) if cause.root_cause().downcast_ref().is_none_or(is_not_broken_pipe) => {
+                Err(cause)
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+fn is_not_broken_pipe(error: &io::Error) -> bool {
+    error.kind() != io::ErrorKind::BrokenPipe
+}
+
+/// Copies a path of a machine to the host, where docker's `cp` would put it.
+pub fn out_of_machine(run_dir: &RunDir, source: &Path, target: &Path, follow: bool) -> anyhow::Result<()> {
+    let is_directory = match look_in_machine(run_dir, source)? {
+        There::Directory => true,
+        // A link that leads nowhere is still something to copy.
+        There::Nothing | There::Other => false,
+    };
+    let there = match target.metadata() {
+        Ok(metadata) if metadata.is_dir() => There::Directory,
+        Ok(_) => There::Other,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => There::Nothing,
+        Err(error) => return Err(error).with_context(|| format!("failed to look at `{}`", target.display())),
+    };
+    let place = place(source, is_directory, target, there)?;
+    let (reader, writer) = io::pipe().context("failed to create a pipe")?;
+    // Owners are root's to give.
+    let keep_owners = rustix::process::geteuid().is_root();
+    let unpacking = std::thread::spawn(move || unpack(reader, &place.directory, keep_owners));
+    let packed = pack_in_machine(run_dir, source, &place.name, follow, writer);
+    let unpacked = unpacking.join().unwrap_or_else(|_| bail!("writing stopped"));
+    // What the machine complains of is the cause where both failed.
+    packed.and(unpacked)
+}
+
+/// Writes a machine's path to `out` as a tar stream.
+pub fn to_stream(run_dir: &RunDir, source: &Path, follow: bool, out: impl Write) -> anyhow::Result<()> {
+    pack_in_machine(run_dir, source, &name_of(source), follow, out)
+}
+
+/// Unpacks a tar stream into a directory of a machine.
+pub fn from_stream(run_dir: &RunDir, target: &Path, input: Input) -> anyhow::Result<()> {
+    unpack_in_machine(run_dir, target, input)
+}
+
+fn pack(out: impl Write, source: &Path, name: &[u8], follow: bool) -> anyhow::Result<()> {
+    let mut complaints = Vec::new();
+    write_tree(out, source, name, follow, &mut |complaint| complaints.push(complaint))?;
+    if complaints.is_empty() { Ok(()) } else { Err(anyhow!("{}", complaints.join("\n"))) }
+}
+
+fn unpack(mut reader: PipeReader, directory: &Path, keep_owners: bool) -> anyhow::Result<()> {
+    extract(&mut reader, directory, keep_owners)?;
+    // The padding after an archive's end is nobody's, but somebody has to take it.
+    io::copy(&mut reader, &mut io::sink()).map(drop).context("failed to read the end of the stream")
+}
+
+fn pack_in_machine(
+    run_dir: &RunDir,
+    source: &Path,
+    name: &[u8],
+    follow: bool,
+    mut out: impl Write,
+) -> anyhow::Result<()> {
+    let path = source.as_os_str().as_bytes().to_vec();
+    // A reader that goes has a reason of its own, and says it.
+    let end = run(run_dir, Program::TarOut { path, name: name.to_vec(), follow }, None, |bytes| {
+        out.write_all(bytes).and_then(|()| out.flush())
+    });
+    end.and_then(End::into_result)
+        .with_context(|| format!("failed to copy `{}:{}`", run_dir.name(), source.display()))
+}
+
+fn unpack_in_machine(run_dir: &RunDir, directory: &Path, input: Input) -> anyhow::Result<()> {
+    let path = directory.as_os_str().as_bytes().to_vec();
+    run(run_dir, Program::TarIn { path }, Some(input), |_| Ok(()))
+        .and_then(End::into_result)
+        .with_context(|| format!("failed to copy into `{}:{}`", run_dir.name(), directory.display()))
+}
+
+fn look_in_machine(run_dir: &RunDir, path: &Path) -> anyhow::Result<There> {
+    let mut kind = Vec::new();
+    let look = Program::Stat { path: path.as_os_str().as_bytes().to_vec() };
+    let end = run(run_dir, look, None, |bytes| {
+        kind.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    if end.code == EXIT_NOT_FOUND {
+        return Ok(There::Nothing);
+    }
+    end.into_result()?;
+    Ok(if kind == DIRECTORY.as_bytes() { There::Directory } else { There::Other })
+}
+
+/// How one of the agent's own programs ended.
+struct End {
+    code: u8,
+    /// What it said on standard error.
+    cause: String,
+}
+
+impl End {
+    fn into_result(self) -> anyhow::Result<()> {
+        if self.code == 0 { Ok(()) } else { Err(anyhow!("{}", self.cause)) }
+    }
+}
+
+/// Runs one of the agent's own programs to its end.
+fn run(
+    run_dir: &RunDir,
+    program: Program,
+    input: Option<Input>,
+    mut stdout: impl FnMut(&[u8]) -> io::Result<()>,
+) -> anyhow::Result<End> {
+    let client = Client::connect(run_dir)?;
+    if let Err(failure) = client.start(Start { program, tty: None, stdin: input.is_some() })? {
+        bail!("{}", failure.message);
+    }
+    let speaker = client.speaker();
+    let mut stderr = Vec::new();
+    let end = Session { channel: CHANNEL, tty: false }.run(
+        client.into_frames(),
+        move |message| speaker.say(CHANNEL, message),
+        || {},
+        input,
+        |stream, bytes| match stream {
+            Stream::Stdout => stdout(bytes),
+            Stream::Stdin | Stream::Stderr => {
+                stderr.extend_from_slice(bytes);
+                Ok(())
+            }
+        },
+    );
+    match end {
+        SessionEnd::Exited(code) => {
+            Ok(End { code, cause: String::from_utf8_lossy(&stderr).trim().to_owned() })
+        }
+        SessionEnd::Failed(failure) => Err(anyhow!("{}", failure.message)),
+        SessionEnd::Lost => Err(anyhow!("the connection to the machine `{}` has ended", run_dir.name())),
+    }
+}
+
+/// docker's rules (`docker cp --help`, and its reference). Pure.
+fn place(source: &Path, is_directory: bool, target: &Path, there: There) -> anyhow::Result<Place> {
+    let shown = target.display();
+    let wants_directory = ends_as_directory(target);
+    let parent = || {
+        let mut parts = target.components();
+        let name = parts.next_back().map(|part| part.as_os_str().as_bytes().to_vec());
+        let name = name.filter(|name| name != b".." && name != b"/" && name != b".");
+        let directory = parts.as_path();
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        name.map(|name| Place { directory: directory.to_owned(), name })
+            .with_context(|| format!("`{shown}` does not exist"))
+    };
+    match there {
+        There::Directory => Ok(Place { directory: target.to_owned(), name: name_of(source) }),
+        There::Nothing if wants_directory && !is_directory => bail!("the directory `{shown}` does not exist"),
+        There::Nothing => parent(),
+        There::Other if is_directory => {
+            bail!("`{}` is a directory and cannot replace the file `{shown}`", source.display())
+        }
+        There::Other if wants_directory => bail!("`{shown}` is not a directory"),
+        There::Other => parent(),
+    }
+}
+
+fn ends_as_directory(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes.ends_with(b"/") || bytes.ends_with(b"/.")
+}
+
+/// What a path is called where it is copied into a directory: its base name, or `.` where its contents are meant.
+fn name_of(path: &Path) -> Vec<u8> {
+    let bytes = path.as_os_str().as_bytes();
+    let end = bytes.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    match bytes[..end].rsplit(|byte| *byte == b'/').next().unwrap_or_default() {
+        b"" | b"." | b".." => b".".to_vec(),
+        name => name.to_vec(),
+    }
+}
+
+/// `NAME:PATH` as the two it is made of; `None` for a path of the host, which may hold a colon after a slash or begin with a dot.
+pub fn split_machine(word: &OsStr) -> Option<(&str, &Path)> {
+    let bytes = word.as_bytes();
+    let colon = bytes.iter().position(|byte| *byte == b':')?;
+    let name = std::str::from_utf8(&bytes[..colon]).ok()?;
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        return None;
+    }
+    Some((name, Path::new(OsStr::from_bytes(&bytes[colon + 1..]))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(
+        source: &str,
+        is_directory: bool,
+        target: &str,
+        there: There,
+    ) -> Result<(String, String), String> {
+        place(Path::new(source), is_directory, Path::new(target), there)
+            .map(|place| {
+                (place.directory.display().to_string(), String::from_utf8_lossy(&place.name).into_owned())
+            })
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn dockers_rules_for_where_a_copy_goes() {
+        let to = |directory: &str, name: &str| Ok((directory.to_owned(), name.to_owned()));
+        let (nothing, directory, other) = (There::Nothing, There::Directory, There::Other);
+        for (source, is_directory, target, there, expected) in [
+            ("a/file", false, "/srv", directory, to("/srv", "file")),
+            ("a/file", false, "/srv/new", nothing, to("/srv", "new")),
+            ("a/file", false, "new", nothing, to(".", "new")),
+            ("a/file", false, "/srv/old", other, to("/srv", "old")),
+            ("a/file", false, "/new", nothing, to("/", "new")),
+            ("tree", true, "/srv", directory, to("/srv", "tree")),
+            ("tree/", true, "/srv", directory, to("/srv", "tree")),
+            ("tree/.", true, "/srv", directory, to("/srv", ".")),
+            (".", true, "/srv", directory, to("/srv", ".")),
+            ("/", true, "/srv", directory, to("/srv", ".")),
+            ("tree", true, "/srv/new", nothing, to("/srv", "new")),
+            ("tree/.", true, "/srv/new/", nothing, to("/srv", "new")),
+        ] {
+            assert_eq!(placed(source, is_directory, target, there), expected, "{source} to {target}");
+        }
+        for (is_directory, target, there, complaint) in [
+            (false, "/new/", nothing, "the directory `/new/` does not exist"),
+            (true, "/file", other, "`source` is a directory and cannot replace the file `/file`"),
+            (false, "/file/", other, "`/file/` is not a directory"),
+            (true, "/srv/..", nothing, "`/srv/..` does not exist"),
+        ] {
+            assert_eq!(placed("source", is_directory, target, there), Err(complaint.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_machine_is_told_from_a_path() {
+        let split = |word: &'static str| {
+            split_machine(OsStr::new(word)).map(|(name, path)| (name, path.to_str().unwrap()))
+        };
+        assert_eq!(split("web:/etc"), Some(("web", "/etc")));
+        assert_eq!(split("web:a:b"), Some(("web", "a:b")));
+        for path in ["/etc", "./a:b", "a/b:c", "-", "..:x", ":x", "plain"] {
+            assert_eq!(split(path), None, "{path}");
+        }
+    }
+}
