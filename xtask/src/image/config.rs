@@ -76,6 +76,8 @@ pub struct Healthcheck {
     pub timeout: i64,
     /// In which failures do not count.
     pub start_period: i64,
+    /// Between checks in that time.
+    pub start_interval: i64,
     /// Failures in a row that make it unhealthy.
     pub retries: i64,
 }
@@ -184,7 +186,8 @@ mod tests {
         serde_json::from_str(
             r#"{"architecture":"amd64","os":"linux","config":{"ExposedPorts":{"80/tcp":{}},
             "Env":["PATH=/usr/sbin:/bin","NGINX_VERSION=1.21.0"],"Entrypoint":["/docker-entrypoint.sh"],
-            "Cmd":["nginx","-g","daemon off;"],"StopSignal":"SIGQUIT","Volumes":null,"User":"www","WorkingDir":"/srv"},
+            "Cmd":["nginx","-g","daemon off;"],"StopSignal":"SIGQUIT","Volumes":null,"User":"www","WorkingDir":"/srv","Labels":{"a":"b"},
+            "Healthcheck":{"Test":["CMD-SHELL","curl -f http://localhost/"],"Interval":5000000000,"Retries":2}},
             "rootfs":{"type":"layers","diff_ids":["sha256:aa"]},"history":[]}"#,
         )
         .unwrap()
@@ -252,5 +255,8 @@ mod tests {
         let json = serde_json::to_string(&nginx()).unwrap();
         assert_eq!(serde_json::from_str::<ImageConfig>(&json).unwrap(), nginx());
         assert!(json.contains(r#""ExposedPorts":{"80/tcp":{}}"#), "{json}");
+        let check = nginx().config.healthcheck.unwrap();
+        assert_eq!(check.test, ["CMD-SHELL", "curl -f http://localhost/"]);
+        assert_eq!((check.interval, check.timeout, check.retries), (5_000_000_000, 0, 2));
     }
 }
