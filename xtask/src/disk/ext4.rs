@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::contents::{block_segments, copy_content, sparse_declaration};
 use crate::error::hinted;
 use crate::image::acl;
-use crate::image::layer::{Content, Layer, Metadata, display};
+use crate::image::layer::{Content, Layer, Metadata, Special, display};
 use crate::image::tree::{Inode, InodeId, Kind, ROOT, Tree};
 
 /// ext4's block here, in bytes.
@@ -176,15 +176,17 @@ fn add(
             // A link's own mode counts for nothing and reads as this on every Linux.
             builder.symlink(directory, name, as_text(target), Meta { mode: 0o777, ..meta })
         }
-        &Kind::CharDevice { major, minor } => {
-            builder.mknod(directory, name, meta, SpecialKind::Char { major, minor })
-        }
-        &Kind::BlockDevice { major, minor } => {
-            builder.mknod(directory, name, meta, SpecialKind::Block { major, minor })
-        }
-        Kind::Fifo => builder.mknod(directory, name, meta, SpecialKind::Fifo),
+        &Kind::Special(special) => builder.mknod(directory, name, meta, special_kind(special)),
     };
     handle.map_err(explain)
+}
+
+fn special_kind(special: Special) -> SpecialKind {
+    match special {
+        Special::CharDevice { major, minor } => SpecialKind::Char { major, minor },
+        Special::BlockDevice { major, minor } => SpecialKind::Block { major, minor },
+        Special::Fifo => SpecialKind::Fifo,
+    }
 }
 
 /// Names and links' targets are any bytes, and the crate wants text. It writes what it is given.

@@ -113,9 +113,7 @@ impl Applied<'_> {
                 );
                 Kind::Symlink(target)
             }
-            EntryKind::CharDevice { major, minor } => Kind::CharDevice { major, minor },
-            EntryKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
-            EntryKind::Fifo => Kind::Fifo,
+            EntryKind::Special(special) => Kind::Special(special),
         };
         let inode = self.tree.add(Inode { kind, metadata, xattrs: boxed(xattrs) })?;
         self.link(parent, name, inode)

@@ -1,20 +1,21 @@
 //! Reads one layer: a tar, plain or GNU or PAX, as a list of [`Entry`]s whose contents stay where they are.
 //!
-//! The header format is `tar-core`'s business; this module feeds it, and adds what it leaves out: modification times
-//! with sign and nanoseconds, ACLs in text form, and the refusal of what cannot be kept. What entries do to a root
-//! file system is [`super::flatten`]'s.
+//! The header format is `tar-core`'s business; this module feeds it, and `extended` reads what it leaves out of PAX
+//! headers. What entries do to a root file system is [`super::flatten`]'s.
 //!
 //! Errors name the entry, or the offset where no entry can be named.
+
+mod extended;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
+use tar_core::EntryType;
 use tar_core::parse::{Limits, ParseEvent, ParsedEntry, Parser};
-use tar_core::{EntryType, PaxExtensions};
 
-use super::acl;
+use self::extended::Extended;
 
 /// An uncompressed tar: a range of a file that stays open.
 #[derive(Debug, Clone)]
@@ -78,6 +79,13 @@ pub enum EntryKind {
     Symlink(Box<[u8]>),
     /// Another name for an inode that is there already.
     Hardlink(Box<[u8]>),
+    /// A device or a named pipe.
+    Special(Special),
+}
+
+/// A file that is a number or a name alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Special {
     /// A character device.
     CharDevice {
         /// Major number.
@@ -144,7 +152,7 @@ fn new_parser() -> Parser {
     let limits = Limits { max_sparse_entries: MAX_SPARSE_PARTS, ..Limits::default() };
     let mut parser = Parser::new(limits);
     // `tar-core` reads numbers as unsigned whole ones and would fail at a time before 1970. With this it passes
-    // over what it cannot read; `check_pax_numbers` and `pax_mtime` do the reading, and fail where they must.
+    // over what it cannot read; `extended` does the reading, and fails where it must.
     parser.set_ignore_pax_errors(true);
     parser
 }
@@ -185,7 +193,7 @@ impl Entries<'_> {
                 }
                 ParseEvent::End { .. } => return Ok(None),
                 ParseEvent::GlobalExtensions { consumed, pax_data } => {
-                    check_global(pax_data)?;
+                    extended::check_global(pax_data)?;
                     self.taken += consumed;
                     continue;
                 }
@@ -278,7 +286,7 @@ fn convert(
     let target = || -> anyhow::Result<Box<[u8]>> {
         entry.link_target.as_deref().map(Into::into).context("a link without a target")
     };
-    let device = || (entry.dev_major.unwrap_or(0), entry.dev_minor.unwrap_or(0));
+    let (major, minor) = (entry.dev_major.unwrap_or(0), entry.dev_minor.unwrap_or(0));
     let kind = entry.entry_type;
     // Before POSIX, a directory was a file whose name ends in a slash.
     let is_old_directory = kind.is_file() && entry.path.ends_with(b"/");
@@ -291,32 +299,17 @@ fn convert(
     } else if kind.is_hard_link() {
         EntryKind::Hardlink(target()?)
     } else if kind.is_character_special() {
-        let (major, minor) = device();
-        EntryKind::CharDevice { major, minor }
+        EntryKind::Special(Special::CharDevice { major, minor })
     } else if kind.is_block_special() {
-        let (major, minor) = device();
-        EntryKind::BlockDevice { major, minor }
+        EntryKind::Special(Special::BlockDevice { major, minor })
     } else if kind.is_fifo() {
-        EntryKind::Fifo
+        EntryKind::Special(Special::Fifo)
     } else {
         bail!("its type {:?} is not known", char::from(kind.to_byte()));
     };
 
-    let mut mtime = (entry.mtime.cast_signed(), 0);
-    let mut xattrs: Xattrs = Vec::new();
-    for extension in PaxExtensions::new(entry.pax.unwrap_or_default()) {
-        let extension = extension.context("its extended header is damaged")?;
-        let key = extension.key().context("its extended header has a name that is not text")?;
-        let value = extension.value_bytes();
-        check_pax_number(key, value)?;
-        if key == "mtime" {
-            mtime = pax_time(value).with_context(|| format!("its time {} is not one", display(value)))?;
-        } else if let Some(name) = xattr_name(key) {
-            xattrs.push((name.into(), value.into()));
-        } else if let Some(name) = acl::xattr_of_text(key) {
-            xattrs.push((name.into(), acl::from_text(value)?.into()));
-        }
-    }
+    let Extended { mtime, xattrs } = extended::read(entry.pax.unwrap_or_default())?;
+    let mtime = mtime.unwrap_or((entry.mtime.cast_signed(), 0));
     let id = |value: u64, what: &str| {
         u32::try_from(value).with_context(|| format!("its {what} {value} is out of range"))
     };
@@ -327,14 +320,6 @@ fn convert(
         mtime,
     };
     Ok(Entry { path: entry.path.to_vec(), kind, metadata, xattrs })
-}
-
-/// `SCHILY.xattr.NAME` is star's, GNU tar's, docker's and bsdtar's form; the other is GNU tar's for SELinux.
-fn xattr_name(key: &str) -> Option<&str> {
-    match key {
-        "RHT.security.selinux" => Some("security.selinux"),
-        _ => key.strip_prefix("SCHILY.xattr."),
-    }
 }
 
 fn content(sparse: Option<(Vec<tar_core::SparseEntry>, u64)>, place: Place) -> anyhow::Result<Content> {
@@ -354,79 +339,4 @@ fn content(sparse: Option<(Vec<tar_core::SparseEntry>, u64)>, place: Place) -> a
     }
     ensure!(total == stored, "its sparse map speaks of {total} bytes, and {stored} are stored");
     Ok(Content { layer, offset, size, sparse: Some(segments.into()) })
-}
-
-/// Numbers that `tar-core` was told to pass over when it cannot read them.
-fn check_pax_number(key: &str, value: &[u8]) -> anyhow::Result<()> {
-    let is_number = |text: &[u8]| std::str::from_utf8(text).is_ok_and(|text| text.parse::<u64>().is_ok());
-    let is_good = match key {
-        "uid" | "gid" | "size" => is_number(value),
-        "GNU.sparse.map" => value.is_empty() || value.split(|&byte| byte == b',').all(is_number),
-        _ if key.starts_with("GNU.sparse.") && key != "GNU.sparse.name" => is_number(value),
-        _ => true,
-    };
-    ensure!(is_good, "its extended header has {} for `{key}`", display(value));
-    Ok(())
-}
-
-/// Seconds and nanoseconds of a PAX time: `-1.25` is a second and a quarter before 1970.
-fn pax_time(value: &[u8]) -> Option<(i64, u32)> {
-    let text = std::str::from_utf8(value).ok()?;
-    let (text, is_negative) = text.strip_prefix('-').map_or((text, false), |rest| (rest, true));
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if !whole.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let seconds: i64 = whole.parse().ok()?;
-    // Digits past the ninth are cut off, as every reader of such times does.
-    let nanoseconds: u32 = format!("{fraction:0<9}")[..9].parse().ok()?;
-    Some(match (is_negative, nanoseconds) {
-        (false, _) => (seconds, nanoseconds),
-        (true, 0) => (-seconds, 0),
-        (true, _) => (-seconds - 1, 1_000_000_000 - nanoseconds),
-    })
-}
-
-/// A header for all entries that follow may only say what changes nothing; docker passes over all of it.
-fn check_global(pax_data: &[u8]) -> anyhow::Result<()> {
-    for extension in PaxExtensions::new(pax_data) {
-        let extension = extension.context("a global extended header is damaged")?;
-        let key = extension.key().context("a global extended header has a name that is not text")?;
-        let is_harmless = matches!(key, "comment" | "charset" | "hdrcharset" | "atime" | "ctime")
-            || key.starts_with("VENDOR.");
-        ensure!(is_harmless, "a global extended header sets `{key}` for all entries, which is not supported");
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_has_sign_and_nanoseconds() {
-        let cases: [(&str, Option<(i64, u32)>); 9] = [
-            ("0", Some((0, 0))),
-            ("1700000000.5", Some((1_700_000_000, 500_000_000))),
-            ("1.000000001", Some((1, 1))),
-            ("1.0000000019", Some((1, 1))),
-            ("-1", Some((-1, 0))),
-            ("-1.25", Some((-2, 750_000_000))),
-            ("4102444800.999999999", Some((4_102_444_800, 999_999_999))),
-            ("1e9", None),
-            ("", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(pax_time(text.as_bytes()), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_number_that_is_none_is_an_error() {
-        assert!(check_pax_number("uid", b"4294967295").is_ok());
-        assert!(check_pax_number("uid", b"-1").is_err());
-        assert!(check_pax_number("GNU.sparse.map", b"0,512,4096,1").is_ok());
-        assert!(check_pax_number("GNU.sparse.map", b"0,x").is_err());
-        assert!(check_pax_number("GNU.sparse.name", b"anything").is_ok());
-    }
 }

@@ -8,7 +8,7 @@ use tar_core::EntryType;
 use tar_core::builder::EntryBuilder;
 
 use super::blob::RangeReader;
-use super::layer::{Content, Layer, Metadata, Segment, display};
+use super::layer::{Content, Layer, Metadata, Segment, Special, display};
 use super::tree::{Inode, InodeId, Kind, ROOT, Tree};
 
 /// Writes everything below the root, and the root itself as `./`. Holes are written out as zeros.
@@ -58,13 +58,13 @@ fn header(path: &[u8], inode: &Inode, first_name: Option<&[u8]>) -> anyhow::Resu
         (Kind::Symlink(target), _) => {
             entry.entry_type(EntryType::Symlink).link_name(target);
         }
-        (&Kind::CharDevice { major, minor }, _) => {
+        (&Kind::Special(Special::CharDevice { major, minor }), _) => {
             entry.entry_type(EntryType::Char).device(major, minor)?;
         }
-        (&Kind::BlockDevice { major, minor }, _) => {
+        (&Kind::Special(Special::BlockDevice { major, minor }), _) => {
             entry.entry_type(EntryType::Block).device(major, minor)?;
         }
-        (Kind::Fifo, _) => {
+        (Kind::Special(Special::Fifo), _) => {
             entry.entry_type(EntryType::Fifo);
         }
     }

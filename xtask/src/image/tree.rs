@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::layer::{Content, Metadata, Xattrs};
+use super::layer::{Content, Metadata, Special, Xattrs};
 
 /// An inode's number in its [`Tree`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,22 +35,8 @@ pub enum Kind {
     File(Content),
     /// A symbolic link and its target.
     Symlink(Box<[u8]>),
-    /// A character device.
-    CharDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A block device.
-    BlockDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A named pipe.
-    Fifo,
+    /// A device or a named pipe.
+    Special(Special),
 }
 
 /// A file, directory, link or device.
