@@ -117,10 +117,15 @@ pub(crate) struct Documents {
 }
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 pub(crate) fn documents(layers: &[Vec<u8>]) -> Documents {
+    documents_for("amd64", layers)
+}
+
+fn documents_for(architecture: &str, layers: &[Vec<u8>]) -> Documents {
     let config = json!({
-        "architecture": "amd64", "os": "linux",
+        "architecture": architecture, "os": "linux",
         "config": { "Entrypoint": ["/bin/app"], "Env": ["A=1"] },
         "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|layer| digest(layer)).collect::<Vec<_>>() },
     });
@@ -141,16 +146,41 @@ pub(crate) fn documents(layers: &[Vec<u8>]) -> Documents {
 
 /// Writes an OCI layout of these layers; its image is called `v1`.
 pub(crate) fn layout(folder: &Utf8Path, layers: &[Vec<u8>]) -> Utf8PathBuf {
-    let Documents { manifest, blobs } = documents(layers);
-    let blob_folder = folder.join("blobs/sha256");
-    fs::create_dir_all(&blob_folder).unwrap();
-    let manifest_digest = digest(&manifest);
-    let size = manifest.len();
-    for (digest, blob) in blobs.into_iter().chain([(manifest_digest.clone(), manifest)]) {
-        fs::write(blob_folder.join(&digest[7..]), blob).unwrap();
+    let image = store_image(folder, documents(layers));
+    finish_layout(folder, image)
+}
+
+/// The same for two machines: an index leads to an image for another one, and to one of these layers for this one.
+pub(crate) fn layout_for_two(folder: &Utf8Path, layers: &[Vec<u8>]) -> Utf8PathBuf {
+    let images = ["arm64", "amd64"].map(|architecture| {
+        let mut image = store_image(folder, documents_for(architecture, layers));
+        image["platform"] = json!({ "architecture": architecture, "os": "linux" });
+        image
+    });
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": images });
+    let index = store(folder, INDEX, &serde_json::to_vec(&index).unwrap());
+    finish_layout(folder, index)
+}
+
+/// Puts a blob into a layout; gives its descriptor.
+fn store(folder: &Utf8Path, media_type: &str, blob: &[u8]) -> serde_json::Value {
+    let digest = digest(blob);
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join(&digest[7..]), blob).unwrap();
+    json!({ "mediaType": media_type, "digest": digest, "size": blob.len() })
+}
+
+fn store_image(folder: &Utf8Path, Documents { manifest, blobs }: Documents) -> serde_json::Value {
+    for (_, blob) in &blobs {
+        store(folder, "", blob);
     }
-    let index = json!({ "schemaVersion": 2, "manifests": [{ "mediaType": MANIFEST, "digest": manifest_digest,
-        "size": size, "annotations": { "org.opencontainers.image.ref.name": "v1" } }] });
+    store(folder, MANIFEST, &manifest)
+}
+
+fn finish_layout(folder: &Utf8Path, mut image: serde_json::Value) -> Utf8PathBuf {
+    image["annotations"] = json!({ "org.opencontainers.image.ref.name": "v1" });
+    let index = json!({ "schemaVersion": 2, "manifests": [image] });
     fs::write(folder.join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
     fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     folder.to_owned()

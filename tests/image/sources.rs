@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
 
-use crate::layers::{Tar, layout};
+use crate::layers::{Tar, layout, layout_for_two};
 use crate::oracle::some_layout;
 use crate::support::{Scratch, texts, wait_until};
 use crate::view;
@@ -187,6 +187,23 @@ fn a_registry_over_plain_http() {
     // What is in the cache needs no registry.
     let image = format!("{}/team/zstd:1", registry.host);
     drop(registry);
+    assert_eq!(disk_digest(&scratch, &image, &[]), expected);
+}
+
+/// A manifest list is resolved to this machine's image, in a registry and in a layout.
+#[test]
+fn an_image_for_two_machines() {
+    let scratch = Scratch::new();
+    let layers = [Tar::new().folder("./").file("a", "a").bytes()];
+    let plain = layout(&scratch.path().join("plain"), &layers);
+    let expected = disk_digest(&scratch, &format!("oci:{plain}"), &[]);
+    let both = format!("oci:{}:v1", layout_for_two(&scratch.path().join("both"), &layers));
+    fs::remove_dir_all(scratch.cache()).unwrap();
+    assert_eq!(disk_digest(&scratch, &both, &[]), expected);
+    let registry = Registry::start(scratch.path(), "", "");
+    let image = format!("docker://{}/app:1", registry.host);
+    skopeo(&["--all", "--dest-tls-verify=false", &both, &image]);
+    fs::remove_dir_all(scratch.cache()).unwrap();
     assert_eq!(disk_digest(&scratch, &image, &[]), expected);
 }
 
