@@ -5,6 +5,7 @@ mod collected;
 mod copy;
 mod failures;
 mod hello;
+mod interactive;
 mod kernel;
 mod nginx;
 mod volumes;

@@ -183,6 +183,20 @@ impl Detached {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Waits until a process with these words runs in it.
+    pub(crate) fn wait_for(&self, words: &str) {
+        crate::support::wait_until(&format!("`{words}` runs"), || self.runs(words));
+    }
+
+    /// Waits until none does.
+    pub(crate) fn wait_for_end(&self, words: &str) {
+        crate::support::wait_until(&format!("`{words}` has ended"), || !self.runs(words));
+    }
+
+    fn runs(&self, words: &str) -> bool {
+        self.sh("ps -o args").lines().any(|line| line.trim() == words)
+    }
+
     /// Its line of `ps -a --format json`.
     pub(crate) fn listed(&self) -> Option<serde_json::Value> {
         let output = xtask(&["ps", "-a", "--format", "json"]).output().unwrap();
