@@ -7,6 +7,7 @@ mod failures;
 mod hello;
 mod interactive;
 mod kernel;
+mod load;
 mod nginx;
 mod volumes;
 mod world;
