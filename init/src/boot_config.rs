@@ -3,6 +3,8 @@
 //! A change of command, variable or mount is a new `boot.json`, never a new disk. Unknown fields are refused, so
 //! that a host and an `init` of different versions say so instead of misunderstanding each other.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// Where the initramfs holds the settings.
@@ -93,6 +95,22 @@ pub struct Network {
     pub hosts: Vec<(String, Vec<String>)>,
     /// `/etc/resolv.conf` name servers.
     pub nameservers: Vec<String>,
+    /// The interface to other machines.
+    pub private: Option<PrivateNetwork>,
+}
+
+/// The guest's second interface, which PID 1 brings up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivateNetwork {
+    /// The interface's hardware address, as `/sys/class/net/*/address` shows it.
+    pub mac: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Bits of the network's address.
+    pub prefix_length: u8,
+    /// Lines for `/etc/hosts` of the machines that are there already.
+    pub hosts: String,
 }
 
 /// A process to run, in the OCI image config's terms.

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use init::protocol::STEP_MARKER;
 use rustix::time::{ClockId, clock_gettime};
 
 static TRACING: AtomicBool = AtomicBool::new(false);
@@ -26,7 +27,7 @@ pub(crate) fn step(name: impl Display) {
     if TRACING.load(Ordering::Relaxed) {
         let now = clock_gettime(ClockId::Boottime);
         let milliseconds = now.tv_nsec / 1_000_000;
-        raw(format!("init: +{}.{milliseconds:03}s {name}\n", now.tv_sec));
+        raw(format!("{STEP_MARKER}{}.{milliseconds:03}s {name}\n", now.tv_sec));
     }
 }
 

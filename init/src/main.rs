@@ -11,6 +11,7 @@ mod environment;
 mod halt;
 mod log;
 mod mounts;
+mod netlink;
 mod network;
 mod process;
 mod program;
@@ -135,12 +136,15 @@ fn set_up_kernel(boot: &mut Boot) -> Result<()> {
     Ok(())
 }
 
-fn bring_up_network(_: &mut Boot) -> Result<()> {
+fn bring_up_network(boot: &mut Boot) -> Result<()> {
     network::apply_kernel_settings();
     if let Err(e) = network::bring_up_loopback() {
         log::say(format_args!("{e:#}"));
     }
-    Ok(())
+    match boot.config.network.as_ref().and_then(|network| network.private.as_ref()) {
+        Some(private) => network::bring_up_private(private),
+        None => Ok(()),
+    }
 }
 
 fn bind_network_files(boot: &mut Boot) -> Result<()> {

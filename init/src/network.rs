@@ -2,15 +2,17 @@
 //! settings that docker gives a container. The kernel itself has configured `eth0` (`ip=` on its command line).
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use init::boot_config::Network;
+use init::boot_config::{Network, PrivateNetwork};
 use rustix::mount::MountFlags;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, recv, send, socket};
 
 use crate::log;
 use crate::mounts::mount_type;
+use crate::netlink;
 use crate::volumes::{bind_file, on_stage};
 
 /// What a container may do without privileges: ports below 1024, and ping.
@@ -33,51 +35,44 @@ pub(crate) fn apply_kernel_settings() {
 /// # Errors
 /// The kernel has no network, or refuses.
 pub(crate) fn bring_up_loopback() -> Result<()> {
-    let exchange = || -> rustix::io::Result<i32> {
-        // Protocol 0 of this family is `NETLINK_ROUTE`.
-        let kernel = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
-        send(&kernel, &interface_up(LOOPBACK), SendFlags::empty())?;
-        let mut answer = [0; 256];
-        let (count, _) = recv(&kernel, &mut answer, RecvFlags::empty())?;
-        Ok(netlink_error(&answer[..count.min(answer.len())]).unwrap_or(0))
-    };
-    match exchange().context("cannot bring up the loopback interface")? {
-        0 => Ok(()),
-        code => {
-            Err(std::io::Error::from_raw_os_error(-code)).context("cannot bring up the loopback interface")
-        }
-    }
+    ask_kernel(&netlink::interface_up(LOOPBACK)).context("cannot bring up the loopback interface")
+}
+
+/// Gives the interface to other machines its address and brings it up.
+///
+/// # Errors
+/// There is no such interface, or the kernel refuses.
+pub(crate) fn bring_up_private(network: &PrivateNetwork) -> Result<()> {
+    let PrivateNetwork { mac, address, prefix_length, .. } = network;
+    let index = interface(mac).with_context(|| format!("there is no interface with the address {mac}"))?;
+    let name = || format!("cannot bring up the interface with the address {mac}");
+    ask_kernel(&netlink::add_address(index, *address, *prefix_length)).with_context(name)?;
+    ask_kernel(&netlink::interface_up(index)).with_context(name)
 }
 
 /// The loopback's index, which is 1 in every network namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK: i32 = 1;
+const LOOPBACK: u32 = 1;
 
-/// An `RTM_NEWLINK` request that sets `IFF_UP` (rtnetlink(7)): `struct nlmsghdr`, then `struct ifinfomsg`.
-fn interface_up(index: i32) -> Vec<u8> {
-    const LENGTH: u32 = 32;
-    const RTM_NEWLINK: u16 = 16;
-    const NLM_F_REQUEST_AND_ACK: u16 = 1 | 4;
-    const IFF_UP: u32 = 1;
-    let mut message = Vec::with_capacity(LENGTH as usize);
-    message.extend(LENGTH.to_ne_bytes());
-    message.extend(RTM_NEWLINK.to_ne_bytes());
-    message.extend(NLM_F_REQUEST_AND_ACK.to_ne_bytes());
-    // Sequence number and sender.
-    message.extend([0; 8]);
-    // Address family, padding and device type: any.
-    message.extend([0; 4]);
-    message.extend(index.to_ne_bytes());
-    message.extend(IFF_UP.to_ne_bytes());
-    message.extend(IFF_UP.to_ne_bytes());
-    message
+/// The index of the interface with this hardware address.
+fn interface(mac: &str) -> Option<u32> {
+    let interfaces = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let read = |path: &Path, name: &str| fs::read_to_string(path.join(name)).unwrap_or_default();
+    let found =
+        interfaces.map(|interface| interface.path()).find(|path| read(path, "address").trim() == mac)?;
+    read(&found, "ifindex").trim().parse().ok()
 }
 
-/// The error number, negative or 0, in an `NLMSG_ERROR` answer.
-fn netlink_error(answer: &[u8]) -> Option<i32> {
-    const NLMSG_ERROR: u16 = 2;
-    let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
-    let code = i32::from_ne_bytes(answer.get(16..20)?.try_into().ok()?);
-    (kind == NLMSG_ERROR).then_some(code)
+/// Sends one request over `NETLINK_ROUTE` and takes the answer.
+fn ask_kernel(request: &[u8]) -> Result<()> {
+    // Protocol 0 of this family is `NETLINK_ROUTE`.
+    let kernel = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
+    send(&kernel, request, SendFlags::empty())?;
+    let mut answer = [0; 256];
+    let (count, _) = recv(&kernel, &mut answer, RecvFlags::empty())?;
+    match netlink::error(&answer[..count.min(answer.len())]).unwrap_or(0) {
+        0 => Ok(()),
+        code => Err(std::io::Error::from_raw_os_error(-code).into()),
+    }
 }
 
 /// Puts `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname` in place as docker writes them: bound over the image's,
@@ -115,7 +110,33 @@ fn hosts(network: &Network) -> String {
     for (address, names) in &network.hosts {
         text += &format!("{address}\t{}\n", names.join(" "));
     }
-    text
+    match &network.private {
+        Some(private) => with_machines(&text, &private.hosts),
+        None => text,
+    }
+}
+
+/// Begins the part of `/etc/hosts` that follows the private network; what stands above is the user's.
+const MACHINES: &str = "# machines of the private network, kept up to date\n";
+
+fn with_machines(hosts: &str, lines: &str) -> String {
+    let own = hosts.find(MACHINES).map_or(hosts, |at| &hosts[..at]);
+    format!("{own}{MACHINES}{lines}")
+}
+
+/// Writes the private network's machines into `/etc/hosts`. What fails is reported.
+pub(crate) fn update_hosts(lines: &str) {
+    const PATH: &str = "/etc/hosts";
+    let write = || -> std::io::Result<()> {
+        let text = with_machines(&fs::read_to_string(PATH)?, lines);
+        // In place, since it is a mount of its own, and never empty for those who read meanwhile.
+        let mut file = fs::File::options().write(true).open(PATH)?;
+        file.write_all(text.as_bytes())?;
+        file.set_len(text.len() as u64)
+    };
+    if let Err(e) = write() {
+        log::say(format_args!("cannot update `{PATH}`: {e}"));
+    }
 }
 
 fn resolv_conf(network: &Network) -> String {
@@ -131,6 +152,7 @@ mod tests {
         let network = Network {
             hosts: vec![("10.0.2.15".into(), vec!["web".into(), "web.local".into()])],
             nameservers: vec!["10.0.2.3".into(), "1.1.1.1".into()],
+            private: None,
         };
         assert!(hosts(&network).starts_with("127.0.0.1\tlocalhost\n::1\tlocalhost "));
         assert!(hosts(&network).ends_with("\n10.0.2.15\tweb web.local\n"));
@@ -138,15 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn netlink_messages_have_the_kernels_layout() {
-        let request = interface_up(LOOPBACK);
-        assert_eq!(request.len(), 32);
-        assert_eq!(request[..8], [32, 0, 0, 0, 16, 0, 5, 0]);
-        assert_eq!(request[20..], [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
-
-        let mut answer = vec![36, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        answer.extend((-1_i32).to_ne_bytes());
-        assert_eq!(netlink_error(&answer), Some(-1));
-        assert_eq!(netlink_error(&answer[..18]), None);
+    fn the_private_networks_machines_follow_the_users_own_lines() {
+        let first = with_machines("127.0.0.1\tlocalhost\n1.2.3.4\tmine\n", "10.0.3.2\tweb\n");
+        let second = with_machines(&first, "10.0.3.3\tdb\n");
+        assert_eq!(second, format!("127.0.0.1\tlocalhost\n1.2.3.4\tmine\n{MACHINES}10.0.3.3\tdb\n"));
     }
 }

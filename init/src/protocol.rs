@@ -43,6 +43,9 @@ pub const DIRECTORY: &str = "directory";
 /// What it says of anything else.
 pub const NOT_A_DIRECTORY: &str = "other";
 
+/// What PID 1 prints on the console before the time and the name of each step that it traces.
+pub const STEP_MARKER: &str = "init: +";
+
 /// Bytes of a frame before its payload.
 pub const HEADER: usize = 4 + 1 + 4;
 
@@ -108,6 +111,8 @@ pub enum Message {
         /// Seconds between the signal and SIGKILL.
         grace_seconds: u32,
     },
+    /// Host to guest on channel 0: the lines for `/etc/hosts` of the private network's machines, in place of earlier ones.
+    Hosts(String),
 }
 
 /// A terminal's size in characters.
@@ -200,6 +205,7 @@ mod kind {
     pub(super) const CLOSE: u8 = 7;
     pub(super) const EXITED: u8 = 8;
     pub(super) const SHUTDOWN: u8 = 9;
+    pub(super) const HOSTS: u8 = 10;
 }
 
 impl Stream {
@@ -271,6 +277,11 @@ impl Frame {
                 out.extend_from_slice(&signal.to_le_bytes());
                 out.extend_from_slice(&grace_seconds.to_le_bytes());
                 kind::SHUTDOWN
+            }
+            Message::Hosts(lines) => {
+                debug_assert!(lines.len() <= MAX_PAYLOAD);
+                out.extend_from_slice(lines.as_bytes());
+                kind::HOSTS
             }
         };
         let length = (out.len() - start - 4) as u32;
@@ -363,6 +374,7 @@ fn decode_message(kind: u8, payload: &[u8]) -> Result<Message, ProtocolError> {
             sized(8)?;
             Message::Shutdown { signal: u32_at(0)? as i32, grace_seconds: u32_at(4)? }
         }
+        kind::HOSTS => Message::Hosts(String::from_utf8(payload.to_vec()).map_err(|_| wrong())?),
         _ => {
             if let Some(stream) = stream(kind::DATA) {
                 Message::Data(stream, payload.to_vec())
@@ -419,6 +431,7 @@ mod tests {
             Message::Close,
             Message::Exited { code: 255 },
             Message::Shutdown { signal: 3, grace_seconds: 10 },
+            Message::Hosts("10.0.3.2\tweb\n".into()),
         ]
     }
 

@@ -8,6 +8,7 @@ mod hello;
 mod interactive;
 mod kernel;
 mod load;
+mod network;
 mod nginx;
 mod volumes;
 mod world;

@@ -127,6 +127,11 @@ impl Workspace {
         self.cache.join("verdicts")
     }
 
+    /// One folder for each private network, with its members' sockets.
+    pub fn networks(&self) -> Utf8PathBuf {
+        Utf8PathBuf::from(format!("{}.net", self.sockets))
+    }
+
     /// One folder for each running or ended machine.
     pub fn machines(&self) -> Utf8PathBuf {
         self.cache.join("machines")

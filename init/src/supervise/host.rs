@@ -9,6 +9,7 @@ use rustix::process::{kill_process, kill_process_group};
 use super::{Supervisor, ending::Phase};
 use crate::agent::Heard;
 use crate::environment;
+use crate::network;
 use crate::process::Streams;
 use crate::program::{AGENT_FAILED, failure};
 use crate::session;
@@ -46,6 +47,7 @@ impl Supervisor {
                 let signal = if signal == 0 { self.stop_signal } else { signal };
                 self.shut_down(signal, Duration::from_secs(grace_seconds.into()), now);
             }
+            (Message::Hosts(lines), _) if id == MACHINE_CHANNEL => network::update_hosts(&lines),
             // The main process goes on without listeners, as a container does.
             (Message::Close, Some(_)) if id != MAIN_CHANNEL => self.close(&[id], now),
             (Message::Signal(number), Some(_)) if id == MAIN_CHANNEL => self.signal_main(number),

@@ -2,15 +2,17 @@
 
 use camino::Utf8PathBuf;
 use init::boot_config::{
-    BOOT_CONFIG_VERSION, BootConfig, Command, Mount, Network as GuestNetwork, Root, Stdio,
+    BOOT_CONFIG_VERSION, BootConfig, Command, Mount, Network as GuestNetwork,
+    PrivateNetwork as GuestPrivateNetwork, Root, Stdio,
 };
 use serde::{Deserialize, Serialize};
 
 use super::request::{TmpfsRequest, Volume, VolumeContent};
 use crate::vm::machine::{
-    Accelerator, Disk, DiskFormat, Machine, Network, PublishedPort, RECIPE_SHARE_TAG, Share, VIRTIO_SLOTS,
-    disk_device, share_tag, static_address, user_network,
+    Accelerator, Disk, DiskFormat, GuardSockets, Machine, Network, PrivateNetwork, PublishedPort,
+    RECIPE_SHARE_TAG, Share, VIRTIO_SLOTS, disk_device, share_tag, static_address, user_network,
 };
+use crate::vm::net::members::{Member, host_lines};
 
 /// Where the recipe's PID 1 mounts its one share.
 pub const RECIPE_SHARE_TARGET: &str = "/usr/share/nginx/html";
@@ -37,6 +39,12 @@ pub struct Parts {
     pub hostname: String,
     /// Ports of the host, none of them 0 any more; `None` for no network at all.
     pub ports: Option<Vec<PublishedPort>>,
+    /// Where the guest's frames pass on their way out; `None` lets it reach this host's loopback.
+    pub guard: Option<GuardSockets>,
+    /// The network of this and other machines, and those that are in it.
+    pub private_network: Option<(PrivateNetwork, Vec<Member>)>,
+    /// Wait for a debugger at this port.
+    pub gdb_port: Option<u16>,
     /// `-v` mounts.
     pub volumes: Vec<Volume>,
     /// `--tmpfs` mounts.
@@ -120,11 +128,27 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
     if parts.ports.is_some() {
         kernel_arguments.push(static_address(&parts.hostname));
     }
-    let network = parts.ports.map_or(Network::None, |ports| Network::User { ports });
-    let guest_network = (network != Network::None).then(|| GuestNetwork {
-        hosts: vec![(user_network::GUEST.into(), vec![parts.hostname.clone()])],
-        nameservers: vec![user_network::NAMESERVER.into()],
+    if parts.gdb_port.is_some() {
+        // Symbols are where the kernel's file says.
+        kernel_arguments.push("nokaslr".into());
+    }
+    let guard = parts.guard;
+    let network = parts.ports.map_or(Network::None, |ports| Network::User { ports, guard });
+    let (private_network, members) = parts.private_network.unzip();
+    let private = private_network.as_ref().map(|network| GuestPrivateNetwork {
+        mac: network.mac(),
+        address: PrivateNetwork::address_of(network.number),
+        prefix_length: PrivateNetwork::PREFIX_LENGTH,
+        hosts: host_lines(&members.unwrap_or_default()),
     });
+    let guest_network = match network {
+        Network::None => GuestNetwork { hosts: vec![], nameservers: vec![], private },
+        Network::User { .. } => GuestNetwork {
+            hosts: vec![(user_network::GUEST.into(), vec![parts.hostname.clone()])],
+            nameservers: vec![user_network::NAMESERVER.into()],
+            private,
+        },
+    };
     let machine = Machine {
         kernel: parts.kernel,
         initramfs: parts.initramfs,
@@ -136,6 +160,8 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
         disks,
         shares,
         network,
+        private_network,
+        gdb_port: parts.gdb_port,
     };
     check_slots(&machine)?;
     let boot_config = BootConfig {
@@ -143,7 +169,7 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
         hostname: parts.hostname,
         root: Root { device: disk_device(0), fstype: "ext4".into(), read_only: parts.read_only },
         mounts,
-        network: guest_network,
+        network: Some(guest_network),
         command: parts.command,
         stdio: parts.stdio,
         stop_signal: parts.stop_signal,
@@ -167,8 +193,9 @@ fn check_slots(machine: &Machine) -> Result<(), String> {
     let volumes = machine.disks.len() - 1 + machine.shares.len();
     Err(format!(
         "the machine has {VIRTIO_SLOTS} device slots and this takes {taken}: drop {} of the {volumes} `-v` and `--share` \
-         mounts, or share one folder that holds several of them",
+         mounts{}, or share one folder that holds several of them",
         taken - VIRTIO_SLOTS,
+        if machine.private_network.is_some() { " or the private network" } else { "" },
     ))
 }
 
@@ -186,6 +213,9 @@ mod tests {
             cpus: 1,
             hostname: "web".into(),
             ports: Some(vec![]),
+            guard: None,
+            private_network: None,
+            gdb_port: None,
             volumes: vec![],
             tmpfs: vec![],
             read_only: false,
@@ -268,9 +298,21 @@ mod tests {
     }
 
     #[test]
+    fn a_private_network_is_a_second_interface_with_the_names_of_those_in_it() {
+        let network = PrivateNetwork { folder: "/lan".into(), number: 3, our_socket: "/run/lan".into() };
+        let members = vec![Member { number: 2, machine: "db".into() }];
+        let plan = plan(Parts { private_network: Some((network.clone(), members)), ..parts() }).unwrap();
+        assert_eq!((plan.machine.virtio_slots(), plan.machine.private_network), (5, Some(network)));
+        let private = plan.boot_config.network.unwrap().private.unwrap();
+        assert_eq!((private.mac.as_str(), private.hosts.as_str()), ("02:42:0a:00:03:03", "10.0.3.2\tdb\n"));
+        assert_eq!(private.address.to_string(), "10.0.3.3");
+    }
+
+    #[test]
     fn without_a_network_the_kernel_configures_none() {
         let plan = plan(Parts { ports: None, ..parts() }).unwrap();
         assert_eq!(plan.machine.kernel_arguments, [""; 0]);
-        assert_eq!(plan.boot_config.network, None);
+        let network = plan.boot_config.network.unwrap();
+        assert!(network.hosts.is_empty() && network.nameservers.is_empty());
     }
 }

@@ -66,6 +66,31 @@ pub struct TmpfsRequest {
     pub options: String,
 }
 
+/// docker's `--network`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkRequest {
+    /// No network at all.
+    None,
+    /// The way outside alone.
+    Outside,
+    /// Beside it, a network with other machines that name it.
+    Private(String),
+}
+
+/// docker's words for networks, and names.
+pub fn parse_network(text: &str) -> Result<NetworkRequest, String> {
+    match text {
+        "none" => Ok(NetworkRequest::None),
+        "default" | "bridge" => Ok(NetworkRequest::Outside),
+        "host" => {
+            Err("a machine has a network of its own: `-p` leads into it, `--allow-host` out to this host's \
+                       loopback"
+                .into())
+        }
+        name => parse_name(name).map(NetworkRequest::Private),
+    }
+}
+
 /// docker's `-v`: `HOST:GUEST[:ro]` or `NAME:GUEST[:ro]`. As for docker, a host path is told from a name by a `/`, or
 /// a `.` in front.
 pub fn parse_volume(text: &str) -> Result<VolumeRequest, String> {
@@ -202,6 +227,14 @@ mod tests {
         assert_eq!(parse_volume("./site:srv").unwrap_err(), "the guest's path `srv` is not absolute");
         assert_eq!(parse_volume("./site:/").unwrap_err(), "a mount on `/` would hide the whole image");
         assert!(parse_volume("a b:/srv").unwrap_err().starts_with("`a b` is not a name"));
+    }
+
+    #[test]
+    fn networks_are_dockers_words_or_names() {
+        assert_eq!(parse_network("none"), Ok(NetworkRequest::None));
+        assert_eq!(parse_network("bridge"), Ok(NetworkRequest::Outside));
+        assert_eq!(parse_network("back-end"), Ok(NetworkRequest::Private("back-end".into())));
+        assert!(parse_network("host").is_err() && parse_network("a/b").is_err());
     }
 
     #[test]

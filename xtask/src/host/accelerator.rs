@@ -111,6 +111,8 @@ fn probe(console_log: &Utf8Path, kernel: &Utf8Path, initramfs: &Utf8Path) -> any
         disks: Vec::new(),
         shares: Vec::new(),
         network: Network::None,
+        private_network: None,
+        gdb_port: None,
     };
     let supervision = Supervision {
         limits: Limits {

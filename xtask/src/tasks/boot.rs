@@ -13,8 +13,8 @@ use crate::artifacts::Set;
 use crate::boot::background;
 use crate::boot::plan::{Parts, Plan, plan};
 use crate::boot::request::{
-    TmpfsRequest, Volume, VolumeContent, VolumeRequest, existing, gather_variables, parse_duration,
-    parse_tmpfs, parse_volume,
+    NetworkRequest, TmpfsRequest, Volume, VolumeContent, VolumeRequest, existing, gather_variables,
+    parse_duration, parse_network, parse_tmpfs, parse_volume,
 };
 use crate::boot::run::{self, Order};
 use crate::disk;
@@ -24,10 +24,13 @@ use crate::host::{ports, tools::Purpose};
 use crate::image::config::{ImageConfig, Overrides};
 use crate::image::{self, ImageRequest, Source};
 use crate::kernel::{self, KernelRequest};
-use crate::vm::machine::{Disk, DiskFormat, PublishedPort, parse_memory_mib};
+use crate::vm::machine::{
+    Disk, DiskFormat, GuardSockets, PortProtocol, PrivateNetwork, PublishedPort, parse_memory_mib,
+};
+use crate::vm::net::members::{self, Member};
 use crate::vm::qemu;
 use crate::vm::record::Description;
-use crate::vm::run_dir::{RunDir, parse_name};
+use crate::vm::run_dir::{RunDir, parse_name, restrict};
 use crate::vm::{signal, terminal};
 use crate::workspace::{Workspace, hex};
 use crate::{artifact, note};
@@ -37,6 +40,9 @@ const DEFAULT_IMAGE: &str = "images/hello";
 
 /// The default image's web server, on a port that needs no root; a free one where this is taken.
 const DEFAULT_PORT: &str = "8080:80";
+
+/// How long a machine waits for a debugger and what is done with it.
+const DEBUGGERS_PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Boot a container image as a microVM; build what is missing first
 ///
@@ -58,6 +64,18 @@ pub struct BootArgs {
     /// Publish a port of the guest: [[IP:]HOST:]GUEST[/udp]; on 127.0.0.1 unless an IP is named, HOST 0 picks a free one
     #[arg(short, long = "publish", value_name = "HOST:GUEST")]
     publish: Vec<PublishedPort>,
+
+    /// Publish every port that the image EXPOSEs, on free ports
+    #[arg(short = 'P', long)]
+    publish_all: bool,
+
+    /// `none`, or the name of a private network in which machines reach each other by their names
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = parse_network)]
+    network: NetworkRequest,
+
+    /// Let the guest reach what listens on this host's loopback alone, at 10.0.2.2
+    #[arg(long)]
+    allow_host: bool,
 
     /// Mount a folder or a file of the host, or, with a name in place of HOST, a volume that outlives the machine
     #[arg(short, long = "volume", value_name = "HOST:GUEST[:ro]", value_parser = parse_volume)]
@@ -139,9 +157,13 @@ pub struct BootArgs {
     #[arg(long)]
     persist: bool,
 
-    /// PID 1 prints its steps, with times, on the console
+    /// Print PID 1's steps with their times
     #[arg(long)]
     init_debug: bool,
+
+    /// Wait for gdb at this port of 127.0.0.1 before the guest's first instruction; 0 picks a free one [default: 1234]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "1234")]
+    gdb: Option<u16>,
 
     /// Print the QEMU command line, ready to paste, in place of running it
     #[arg(long)]
@@ -175,13 +197,17 @@ impl BootArgs {
         let variables = gather_variables(&self.env_file, &self.env)?;
         let source = self.source(context)?;
         let is_default = self.source.is_none() && self.from.is_none();
-        let ports = self.settled_ports(is_default)?;
+        let mut ports = self.settled_ports(is_default)?;
+        let gdb_port = self.gdb.map(ports::for_debugger).transpose()?;
 
         context.require(&[Purpose::Boot])?;
         let bootable = match &self.from {
             Some(folder) => from_set(folder)?,
             None => from_source(context, source)?,
         };
+        if self.publish_all {
+            ports = ports::settle(&with_exposed(ports, &bootable.config)?)?;
+        }
         let accelerator = accelerator::choose(workspace, self.accel, &bootable.kernel, || {
             Ok(crate::init::ensure(context)?.initramfs)
         })?;
@@ -226,7 +252,10 @@ impl BootArgs {
             memory_mib: self.memory,
             cpus: self.cpus,
             hostname: self.hostname.clone(),
-            ports: Some(ports.clone()),
+            ports: (self.network != NetworkRequest::None).then(|| ports.clone()),
+            guard: self.guard(&run_dir, &ports),
+            private_network: self.private_network(workspace, &run_dir)?,
+            gdb_port,
             volumes: if self.dry_run { volumes } else { self.with_files_alone(volumes, &run_dir) },
             tmpfs: self.tmpfs.clone(),
             read_only: self.read_only,
@@ -263,7 +292,13 @@ impl BootArgs {
                 port.protocol
             );
         }
-        let order = Order { plan: planned, limits: run::limits(accelerator, self.timeout) };
+        let mut limits = run::limits(accelerator, self.timeout);
+        if let Some(port) = gdb_port {
+            limits.start = DEBUGGERS_PATIENCE;
+            let symbols = bootable.kernel.with_file_name("vmlinux");
+            note!("the guest waits for gdb:\n    gdb {symbols} -ex 'target remote 127.0.0.1:{port}'");
+        }
+        let order = Order { plan: planned, limits };
         run_dir.write_plan(&order)?;
         let ended = if self.detach {
             if !has_agent {
@@ -294,9 +329,43 @@ impl BootArgs {
         Ok(source)
     }
 
+    /// The sockets that keep the guest from this host's loopback. A command line that is pasted has nobody at them.
+    fn guard(&self, run_dir: &RunDir, ports: &[PublishedPort]) -> Option<GuardSockets> {
+        let folder = run_dir.agent_socket().parent()?.to_owned();
+        let with_arriving = ports.iter().any(|port| port.protocol == PortProtocol::Udp);
+        (!self.allow_host && !self.dry_run).then_some(GuardSockets { folder, with_arriving })
+    }
+
+    /// Takes a place in the private network.
+    fn private_network(
+        &self,
+        workspace: &Workspace,
+        run_dir: &RunDir,
+    ) -> anyhow::Result<Option<(PrivateNetwork, Vec<Member>)>> {
+        let NetworkRequest::Private(name) = &self.network else { return Ok(None) };
+        if self.dry_run {
+            return Err(usage("a private network needs `boot` to carry its frames: leave out `--dry-run`"));
+        }
+        artifact::create_folder(&workspace.networks())?;
+        restrict(&workspace.networks())?;
+        let folder = workspace.networks().join(name);
+        let is_running = |machine: &str| RunDir::named(workspace, machine).is_running();
+        let (number, members) = members::join(&folder, run_dir.name(), is_running)?;
+        let our_socket = run_dir.agent_socket().with_file_name("lan");
+        Ok(Some((PrivateNetwork { folder, number, our_socket }, members)))
+    }
+
     fn settled_ports(&self, is_default: bool) -> anyhow::Result<Vec<PublishedPort>> {
         let mut ports = self.publish.clone();
-        if ports.is_empty() && is_default {
+        if self.network == NetworkRequest::None {
+            if !ports.is_empty() || self.publish_all {
+                return Err(usage(
+                    "without a network there are no ports to publish: leave out `--network none`",
+                ));
+            }
+            return Ok(Vec::new());
+        }
+        if ports.is_empty() && is_default && !self.publish_all {
             let mut port: PublishedPort = DEFAULT_PORT.parse().map_err(anyhow::Error::msg)?;
             if !ports::is_free(port.address, port.host) {
                 port.host = 0;
@@ -412,6 +481,20 @@ fn from_set(folder: &Utf8Path) -> anyhow::Result<Bootable> {
 
 fn read(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("failed to read `{path}`"))
+}
+
+/// The ports, and free ones for those that the image exposes and nobody has published yet.
+fn with_exposed(mut ports: Vec<PublishedPort>, image: &ImageConfig) -> anyhow::Result<Vec<PublishedPort>> {
+    for exposed in image.config.exposed_ports.keys() {
+        let port: PublishedPort = exposed
+            .parse()
+            .map_err(anyhow::Error::msg)
+            .with_context(|| format!("the image has a wrong EXPOSE, `{exposed}`"))?;
+        if !ports.iter().any(|known| (known.guest, known.protocol) == (port.guest, port.protocol)) {
+            ports.push(port);
+        }
+    }
+    Ok(ports)
 }
 
 /// A name for a machine that was given none: its image's, and four digits of chance.

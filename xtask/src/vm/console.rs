@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use init::protocol::{EXIT_MARKER, FATAL_MARKER};
+use init::protocol::{EXIT_MARKER, FATAL_MARKER, STEP_MARKER};
 
 /// How many of the last lines are kept for a failure's message.
 const LAST_LINES: usize = 15;
@@ -23,6 +23,7 @@ pub enum Verdict {
 pub struct Console {
     partial: Vec<u8>,
     last_lines: VecDeque<String>,
+    steps: Vec<String>,
 }
 
 impl Console {
@@ -48,8 +49,16 @@ impl Console {
         self.last_lines.iter().cloned().collect()
     }
 
+    /// The steps that PID 1 has traced since the last call.
+    pub fn take_steps(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.steps)
+    }
+
     fn end_line(&mut self) -> String {
         let line = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).trim_end().to_owned();
+        if let Some(at) = line.find(STEP_MARKER) {
+            self.steps.push(line[at..].to_owned());
+        }
         if !line.is_empty() {
             if self.last_lines.len() == LAST_LINES {
                 self.last_lines.pop_front();

@@ -34,8 +34,12 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// Host folders over virtio-9p.
     pub shares: Vec<Share>,
-    /// The network interfaces.
+    /// The way outside.
     pub network: Network,
+    /// The network of this and other machines, on a second interface.
+    pub private_network: Option<PrivateNetwork>,
+    /// QEMU waits for a debugger at this port of 127.0.0.1.
+    pub gdb_port: Option<u16>,
 }
 
 /// How the guest's instructions are run.
@@ -90,7 +94,67 @@ pub enum Network {
     User {
         /// Ports of the host that lead into the guest.
         ports: Vec<PublishedPort>,
+        /// Where the guest's frames pass on their way out; `None` lets it reach this host's loopback.
+        guard: Option<GuardSockets>,
     },
+}
+
+/// The sockets that a guest's frames pass through ([`super::net::guard`]). They exist before QEMU starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardSockets {
+    /// A folder of the machine's own.
+    pub folder: Utf8PathBuf,
+    /// Frames to the guest pass as well.
+    pub with_arriving: bool,
+}
+
+impl GuardSockets {
+    /// Out of QEMU, and back into it: what the guest sends.
+    pub fn leaving(&self) -> [Utf8PathBuf; 2] {
+        ["leave-out", "leave-back"].map(|name| self.folder.join(name))
+    }
+
+    /// The same for what it is sent.
+    pub fn arriving(&self) -> [Utf8PathBuf; 2] {
+        ["arrive-out", "arrive-back"].map(|name| self.folder.join(name))
+    }
+}
+
+/// A machine's place in a private network: 10.0.3.0/24 in each, since they never meet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrivateNetwork {
+    /// The network's folder, with a socket for each member and the list of their names.
+    pub folder: Utf8PathBuf,
+    /// The last byte of the machine's addresses.
+    pub number: u8,
+    /// Where QEMU sends the guest's frames.
+    pub our_socket: Utf8PathBuf,
+}
+
+impl PrivateNetwork {
+    /// Bits of the network's address.
+    pub const PREFIX_LENGTH: u8 = 24;
+
+    /// A member's address.
+    pub fn address_of(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 3, number)
+    }
+
+    /// A member's hardware address, from its IPv4 address as docker makes them.
+    pub fn mac_of(number: u8) -> [u8; 6] {
+        let [a, b, c, d] = PrivateNetwork::address_of(number).octets();
+        [0x02, 0x42, a, b, c, d]
+    }
+
+    /// The inverse of [`PrivateNetwork::mac_of`].
+    pub fn number_of(mac: [u8; 6]) -> Option<u8> {
+        (PrivateNetwork::mac_of(mac[5]) == mac).then_some(mac[5])
+    }
+
+    /// The machine's hardware address as QEMU and Linux write it.
+    pub fn mac(&self) -> String {
+        PrivateNetwork::mac_of(self.number).map(|byte| format!("{byte:02x}")).join(":")
+    }
 }
 
 /// A port of the host that leads to a port of the guest.
@@ -222,7 +286,8 @@ impl Machine {
     pub fn virtio_slots(&self) -> usize {
         let serial_and_rng = 2;
         let network = usize::from(self.network != Network::None);
-        serial_and_rng + network + self.disks.len() + self.shares.len()
+        let private_network = usize::from(self.private_network.is_some());
+        serial_and_rng + network + private_network + self.disks.len() + self.shares.len()
     }
 }
 

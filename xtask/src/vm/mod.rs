@@ -10,6 +10,7 @@ pub mod copy;
 pub mod health;
 pub mod lifecycle;
 pub mod machine;
+pub mod net;
 pub mod outcome;
 pub mod output_log;
 pub mod qemu;

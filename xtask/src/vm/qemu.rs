@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::machine::{Accelerator, Disk, Machine, Network, PublishedPort, Share};
+use camino::Utf8PathBuf;
+
+use super::machine::{Accelerator, Disk, Machine, Network, PrivateNetwork, PublishedPort, Share};
+use super::net::members;
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -24,10 +27,16 @@ pub fn arguments(machine: &Machine) -> Vec<String> {
         block(&mut words, index, disk);
     }
     network(&mut words, &machine.network);
+    private_network(&mut words, machine.private_network.as_ref());
     for (index, share) in machine.shares.iter().enumerate() {
         plan9(&mut words, index, share);
     }
     words.add("-device", "virtio-rng-device");
+    if let Some(port) = machine.gdb_port {
+        words.add("-gdb", format!("tcp:127.0.0.1:{port}"));
+        // The guest's first instruction waits for the debugger.
+        words.flags(&["-S"]);
+    }
     // QEMU needs none of these once it runs: less to gain for a guest that breaks out.
     words.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     words.0
@@ -130,7 +139,7 @@ fn block(words: &mut Words, index: usize, disk: &Disk) {
 }
 
 fn network(words: &mut Words, network: &Network) {
-    let Network::User { ports } = network else { return };
+    let Network::User { ports, guard } = network else { return };
     let mut netdev = String::from("user,id=net0");
     for port in ports {
         netdev.push_str(",hostfwd=");
@@ -138,6 +147,30 @@ fn network(words: &mut Words, network: &Network) {
     }
     words.add("-netdev", netdev);
     words.add("-device", "virtio-net-device,netdev=net0");
+    if let Some(guard) = guard {
+        // The words are the network's, not the guest's: it receives what leaves.
+        redirect(words, "leave", "rx", &guard.leaving());
+        if guard.with_arriving {
+            redirect(words, "arrive", "tx", &guard.arriving());
+        }
+    }
+}
+
+/// Frames of one direction go out by one socket and come back by the other.
+fn redirect(words: &mut Words, id: &str, queue: &str, [out, back]: &[Utf8PathBuf; 2]) {
+    words.add("-chardev", format!("socket,id={id}-out,path={}", value(out.as_str())));
+    words.add("-chardev", format!("socket,id={id}-back,path={}", value(back.as_str())));
+    let ends = format!("outdev={id}-out,indev={id}-back");
+    words.add("-object", format!("filter-redirector,id={id},netdev=net0,queue={queue},{ends}"));
+}
+
+fn private_network(words: &mut Words, network: Option<&PrivateNetwork>) {
+    let Some(network) = network else { return };
+    let own = members::socket(&network.folder, network.number);
+    let ends = [("local", own), ("remote", network.our_socket.clone())]
+        .map(|(end, path)| format!("{end}.type=unix,{end}.path={}", value(path.as_str())));
+    words.add("-netdev", format!("dgram,id=net1,{}", ends.join(",")));
+    words.add("-device", format!("virtio-net-device,netdev=net1,mac={}", network.mac()));
 }
 
 fn forward(port: &PublishedPort) -> String {
@@ -163,7 +196,7 @@ fn plan9(words: &mut Words, index: usize, share: &Share) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::machine::static_address;
+    use crate::vm::machine::{GuardSockets, static_address};
 
     fn machine() -> Machine {
         Machine {
@@ -181,7 +214,9 @@ mod tests {
                 snapshot: false,
             }],
             shares: Vec::new(),
-            network: Network::User { ports: vec!["8080:80".parse().unwrap()] },
+            network: Network::User { ports: vec!["8080:80".parse().unwrap()], guard: None },
+            private_network: None,
+            gdb_port: None,
         }
     }
 
@@ -207,7 +242,14 @@ mod tests {
         let mut everything = machine();
         everything.disks.push(volume);
         everything.shares.push(share);
-        everything.network = Network::User { ports };
+        let guard = Some(GuardSockets { folder: "/run/web".into(), with_arriving: true });
+        everything.network = Network::User { ports, guard };
+        everything.private_network = Some(PrivateNetwork {
+            folder: "/run/networks/lan".into(),
+            number: 2,
+            our_socket: "/run/web/lan".into(),
+        });
+        everything.gdb_port = Some(1234);
         everything.accelerator = Accelerator::Kvm;
         everything.cpus = 4;
         insta::assert_snapshot!(command_line(&everything));

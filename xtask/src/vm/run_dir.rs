@@ -240,7 +240,7 @@ const STATE: &str = "state.json";
 const PLAN: &str = "plan.json";
 
 /// Whoever can connect to a machine's sockets is root inside it: the folder is its owner's alone.
-fn restrict(folder: &Utf8Path) -> anyhow::Result<()> {
+pub fn restrict(folder: &Utf8Path) -> anyhow::Result<()> {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     let metadata = fs::metadata(folder).with_context(|| format!("failed to look at `{folder}`"))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() {

@@ -17,12 +17,15 @@ use rustix::process::Signal;
 use super::console::Console;
 use super::lifecycle::{Action, Lifecycle, Limits};
 use super::machine::Machine;
+use super::net::{self, Attached};
 use super::outcome::Outcome;
 use super::qemu;
 use super::router::{ClientId, Delivery, Router};
+use super::terminal;
 use crate::disk::volume;
 use crate::host::process::die_with;
 use crate::host::tools;
+use crate::note;
 
 /// How long clients are given to hear of the machine's end.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -64,6 +67,8 @@ pub enum Event {
     Gone(ClientId),
     /// This process was sent a signal that asks it to end.
     Signal(i32),
+    /// The lines for `/etc/hosts` of the private network's machines.
+    Names(String),
 }
 
 /// Says something to the machine on behalf of the main process's holder.
@@ -97,6 +102,7 @@ pub struct Supervisor {
     agent_socket: Option<Utf8PathBuf>,
     /// Locks on the disks that it writes to.
     _disks: Vec<File>,
+    _network: Attached,
 }
 
 /// How a machine ended, with what its console said last.
@@ -124,6 +130,7 @@ impl Supervisor {
         let written = machine.disks.iter().filter(|disk| !disk.read_only && !disk.snapshot);
         let disks = written.map(|disk| volume::lock(&disk.path)).collect::<anyhow::Result<Vec<_>>>()?;
         let (sender, events) = mpsc::channel();
+        let network = net::attach(machine, &sender, Event::Names)?;
         let log = File::create(&supervision.console_log)
             .with_context(|| format!("failed to create `{}`", supervision.console_log))?;
         let agent = machine.agent_socket.as_deref().map(|path| listen_to_agent(path, &sender)).transpose()?;
@@ -172,6 +179,7 @@ impl Supervisor {
             log,
             agent_socket,
             _disks: disks,
+            _network: network,
         })
     }
 
@@ -218,6 +226,12 @@ impl Supervisor {
                         let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
                     }
                     console.push(&bytes).into_iter().for_each(|verdict| life.verdict(now, verdict));
+                    let steps = console.take_steps();
+                    if !self.supervision.console_on_terminal {
+                        // A raw terminal goes down a line, and not back to its beginning.
+                        let back = if terminal::is_raw() { "\r" } else { "" };
+                        steps.iter().for_each(|step| note!("{step}{back}"));
+                    }
                 }
                 Ok(Event::ConsoleClosed) => {
                     console_closed = true;
@@ -272,6 +286,7 @@ impl Supervisor {
                     clients.remove(&client);
                     deliveries.extend(router.client_gone(client));
                 }
+                Ok(Event::Names(lines)) => self.tell(Frame::new(MACHINE_CHANNEL, Message::Hosts(lines))),
                 Ok(Event::Signal(signal)) => actions.extend(life.signal(now, signal)),
                 Err(RecvTimeoutError::Timeout) => {}
             }
