@@ -3,6 +3,7 @@
 mod background;
 mod collected;
 mod copy;
+mod debug;
 mod failures;
 mod hello;
 mod interactive;
@@ -10,6 +11,7 @@ mod kernel;
 mod load;
 mod network;
 mod nginx;
+mod pid1;
 mod volumes;
 mod world;
 
