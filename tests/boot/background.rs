@@ -8,7 +8,7 @@ use rustix::process::{Signal, kill_process};
 use xtask::workspace::Workspace;
 
 use crate::support::wait_until;
-use crate::world::{Detached, get, xtask};
+use crate::world::{Detached, fixture, get, xtask};
 
 /// What a command says on its two streams, and its exit code.
 fn said(command: &mut Command) -> (String, String, Option<i32>) {
@@ -170,4 +170,17 @@ fn a_client_that_vanishes_leaves_no_process() {
     client.kill().unwrap();
     client.wait().unwrap();
     wait_until("its processes are gone", || sleepers().trim() == "0");
+}
+
+#[test]
+fn an_image_says_how_to_see_whether_it_is_well() {
+    let machine = Detached::boot("health", &[fixture("health").as_str()]);
+    let becomes = |health: &str| {
+        wait_until(&format!("it is {health}"), || machine.listed().unwrap()["health"] == health);
+    };
+    becomes("healthy");
+    machine.sh("touch /sick");
+    becomes("unhealthy");
+    machine.sh("rm /sick");
+    becomes("healthy");
 }

@@ -7,6 +7,7 @@ pub mod client;
 pub mod console;
 pub mod control;
 pub mod copy;
+pub mod fuzz;
 pub mod health;
 pub mod lifecycle;
 pub mod machine;
