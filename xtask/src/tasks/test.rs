@@ -21,7 +21,7 @@ pub struct TestArgs {
     #[arg(long)]
     quick: bool,
 
-    /// Fuzz what reads images too, for a short time
+    /// Fuzz what reads images and the agent's port too, for a short time
     #[arg(long, conflicts_with = "quick")]
     all: bool,
 
