@@ -1,7 +1,7 @@
 //! Machines in the background: `boot -d` and what is done with them until `rm`.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use rustix::process::{Signal, kill_process};
@@ -50,6 +50,11 @@ fn a_machine_lives_in_the_background_and_is_stopped_in_good_order() {
     shell.stdin.take().unwrap().write_all(b"hostname; exit 3\n").unwrap();
     let output = shell.wait_with_output().unwrap();
     assert_eq!((&output.stdout[..], output.status.code()), (&b"microvm\n"[..], Some(3)));
+
+    // Whoever reads only the beginning ends the command, as in a pipeline of one host.
+    let mut endless = machine.task("exec", &[], &["yes"]).stdout(Stdio::piped()).spawn().unwrap();
+    endless.stdout.take().unwrap().read_exact(&mut [0; 2]).unwrap();
+    assert_eq!(endless.wait().unwrap().code(), Some(141));
 
     let (log, _, _) = said(&mut machine.task("logs", &[], &[]));
     assert!(log.contains("hello from a microVM: Linux "), "{log}");
@@ -164,7 +169,7 @@ fn a_client_that_vanishes_leaves_no_process() {
         .spawn()
         .unwrap();
     let mut there = [0; 6];
-    std::io::Read::read_exact(client.stdout.as_mut().unwrap(), &mut there).unwrap();
+    client.stdout.as_mut().unwrap().read_exact(&mut there).unwrap();
     let sleepers = || machine.sh("ps | grep -c 'sleep 1234[56]' || true");
     assert_eq!(sleepers().trim(), "2");
     client.kill().unwrap();

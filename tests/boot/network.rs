@@ -87,8 +87,20 @@ fn machines_of_a_private_network_find_each_other_by_name_in_whichever_order_they
     let (share, database) = (format!("{}:/www:ro", scratch.path()), format!("DATABASE={db_name}"));
     let hello = format!("{}/../images/hello", env!("CARGO_MANIFEST_DIR"));
     let web = |name: &str| {
-        let words =
-            ["--name", name, "--network", &network, "-p", "0:80", "-v", &share, "-e", &database, &hello];
+        let words = [
+            "--rm",
+            "--name",
+            name,
+            "--network",
+            &network,
+            "-p",
+            "0:80",
+            "-v",
+            &share,
+            "-e",
+            &database,
+            &hello,
+        ];
         let mut web = Machine::boot(&words);
         let port = web.port(80);
         (web, port)
@@ -108,7 +120,7 @@ fn machines_of_a_private_network_find_each_other_by_name_in_whichever_order_they
     let (first, port) = web(&web_name);
     assert!(get(port, "/cgi-bin/visits").starts_with("HTTP/1.1 200"));
     let redis = fixture("redis");
-    let database = Machine::boot(&["--name", &db_name, "--network", &network, redis.as_str()]);
+    let database = Machine::boot(&["--rm", "--name", &db_name, "--network", &network, redis.as_str()]);
     assert_eq!(visits(port), "1");
     // The network outlives its first machine, and a later one finds who is there.
     assert_eq!(first.stop(), Some(130));

@@ -41,8 +41,8 @@ pub fn start(run_dir: &RunDir, lock: RunLock) -> anyhow::Result<Option<Ended>> {
     let signals = interrupt::subscribe();
     let pid = Pid::from_child(&supervisor);
     std::thread::spawn(move || {
-        for _ in signals.signals.iter() {
-            let _ = kill_process(pid, Signal::TERM);
+        for signal in signals.signals.iter().filter_map(Signal::from_named_raw) {
+            let _ = kill_process(pid, signal);
         }
     });
     let mut word = String::new();

@@ -97,7 +97,8 @@ impl Running {
             ..State::default()
         };
         let record = Arc::new(Record::new(run_dir.clone(), state));
-        let log = if description.kept {
+        // What goes to a terminal alone is on nobody's record.
+        let log = if description.kept || listener.is_none() {
             let path = run_dir.output_log();
             Some(OutputLog::create(&path).with_context(|| format!("failed to create `{path}`"))?)
         } else {

@@ -34,8 +34,6 @@ impl LogsArgs {
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         let run_dir = RunDir::find(&context.workspace, &self.name)?;
         let path = run_dir.output_log();
-        // Watched before it is read, so that no change goes unseen.
-        let changes = if self.follow && run_dir.is_running() { Some(watch(&run_dir)?) } else { None };
         let mut reader = match Reader::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(anyhow!("what `{}` says goes to the terminal that it was booted at", self.name))
@@ -43,6 +41,8 @@ impl LogsArgs {
             }
             reader => reader.with_context(|| format!("failed to open `{path}`"))?,
         };
+        // Watched before it is read, so that no change goes unseen.
+        let changes = if self.follow && run_dir.is_running() { Some(watch(&run_dir)?) } else { None };
         loop {
             // Asked first: what was said before the end is in the log then.
             let is_over = changes.as_ref().is_none_or(|changes| changes.recv().unwrap_or(true));

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, anyhow};
-use init::protocol::{Message, Program, Start};
+use init::protocol::{Message, Program, Start, Stream};
 
 use super::client::{CHANNEL, Client};
 use super::run_dir::RunDir;
@@ -11,6 +11,9 @@ use super::session::{Input, Session, SessionEnd, to_our_own};
 use super::terminal::{self, RawTerminal};
 use crate::error::ExitWith as _;
 use crate::interrupt;
+
+/// What a shell says of a command that died of SIGPIPE.
+const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 
 /// Runs a program in a machine to its end and yields its exit code. `tty` gives it a terminal, `stdin` passes our
 /// standard input on. It is ended if this process goes away.
@@ -34,15 +37,27 @@ pub fn attach(run_dir: &RunDir, program: Program, tty: bool, stdin: bool) -> any
             if count == 0 { asker.say(CHANNEL, Message::Signal(signal)) } else { asker.leave() }
         }
     });
-    let (say, escape) = (speaker.clone(), speaker);
+    let (say, escape, stop) = (speaker.clone(), speaker.clone(), speaker);
+    let mut is_read = true;
     let end = Session { channel: CHANNEL, tty }.run(
         client.into_frames(),
         move |message| say.say(CHANNEL, message),
         move || escape.leave(),
         stdin.then(|| Box::new(std::io::stdin()) as Input),
-        to_our_own,
+        |stream, bytes| {
+            let written = to_our_own(stream, bytes);
+            if written.is_err() && stream == Stream::Stdout {
+                // As in a pipeline of one host: a command whose output nobody reads ends.
+                is_read = false;
+                stop.leave();
+            }
+            written
+        },
     );
     drop(raw_terminal);
+    if !is_read {
+        return Ok(EXIT_BROKEN_PIPE);
+    }
     match end {
         SessionEnd::Exited(code) => Ok(code),
         SessionEnd::Failed(failure) => Err(anyhow!("{}", failure.message)).exit_with(failure.code),
