@@ -148,6 +148,9 @@ const READ_AHEAD: usize = 128 * 1024;
 /// Sparse files with more parts than this are refused; a bound on memory (24 bytes each).
 const MAX_SPARSE_PARTS: usize = 100_000;
 
+/// An entry's headers, its sparse map among them, are held in memory; its parts take at most 40 bytes of text each.
+const MAX_HEADERS: usize = 8 << 20;
+
 fn new_parser() -> Parser {
     let limits = Limits { max_sparse_entries: MAX_SPARSE_PARTS, ..Limits::default() };
     let mut parser = Parser::new(limits);
@@ -182,7 +185,13 @@ impl Entries<'_> {
             let event = self.parser.parse(&self.buffer[self.taken..])?;
             let (consumed, entry, sparse) = match event {
                 ParseEvent::NeedData { min_bytes } => {
-                    if self.fill(min_bytes)? {
+                    // Of a sparse map the parser does not know how long it is, and asks for what is there already.
+                    let wanted = min_bytes.max(self.buffer.len() - self.taken + 1);
+                    ensure!(
+                        wanted <= MAX_HEADERS,
+                        "the headers of one entry take more than {MAX_HEADERS} bytes"
+                    );
+                    if self.fill(wanted)? {
                         continue;
                     }
                     // Some writers leave out the two blocks of zeros at the end.
@@ -237,7 +246,7 @@ impl Entries<'_> {
         self.taken = 0;
         while self.buffer.len() < wanted {
             let at = self.position + self.buffer.len() as u64;
-            let room = wanted.max(READ_AHEAD) - self.buffer.len();
+            let room = wanted.next_multiple_of(READ_AHEAD) - self.buffer.len();
             let rest = self.layer.length.saturating_sub(at).min(room as u64) as usize;
             if rest == 0 {
                 return Ok(false);
@@ -339,4 +348,64 @@ fn content(sparse: Option<(Vec<tar_core::SparseEntry>, u64)>, place: Place) -> a
     }
     ensure!(total == stored, "its sparse map speaks of {total} bytes, and {stored} are stored");
     Ok(Content { layer, offset, size, sparse: Some(segments.into()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use tar_core::builder::EntryBuilder;
+
+    fn layer(bytes: &[u8]) -> Layer {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Layer::whole(file, "`layer`").unwrap()
+    }
+
+    /// A header and the contents after it, in whole blocks.
+    fn entry(path: &str, contents: &[u8], more: impl FnOnce(&mut EntryBuilder)) -> Vec<u8> {
+        let mut entry = EntryBuilder::new_ustar();
+        entry.path(path).entry_type(EntryType::Regular).size(contents.len() as u64).unwrap();
+        entry.mode(0o644).unwrap().uid(0).unwrap().gid(0).unwrap().mtime(0).unwrap();
+        more(&mut entry);
+        let mut bytes = entry.finish_bytes();
+        bytes.extend(contents);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    }
+
+    fn sparse(map: &str, stored: usize) -> Vec<u8> {
+        let mut contents = map.as_bytes().to_vec();
+        contents.resize(contents.len().next_multiple_of(512) + stored, 0);
+        entry("GNUSparseFile.0/sparse", &contents, |entry| {
+            for (key, value) in [("major", "1"), ("minor", "0"), ("name", "sparse"), ("realsize", "9000000")]
+            {
+                entry.add_pax(&format!("GNU.sparse.{key}"), value);
+            }
+        })
+    }
+
+    #[test]
+    fn a_sparse_map_may_be_longer_than_what_is_read_ahead() {
+        let parts = 20_000;
+        let map: String = (0..parts).map(|part| format!("{}\n1\n", part * 100)).collect();
+        assert!(map.len() > READ_AHEAD);
+        let tar = [sparse(&format!("{parts}\n{map}"), parts), entry("after", b"1", |_| {})].concat();
+        let layer = layer(&tar);
+        let mut entries = layer.entries(0);
+        let EntryKind::File(content) = entries.next_entry().unwrap().unwrap().kind else { panic!() };
+        assert_eq!((content.size, content.sparse.unwrap().len()), (9_000_000, parts));
+        assert_eq!(entries.next_entry().unwrap().unwrap().path, b"after");
+        assert_eq!(entries.next_entry().unwrap(), None);
+    }
+
+    #[test]
+    fn a_sparse_map_without_an_end_is_an_error() {
+        for (map, stored) in [("1\n0", 0), ("1", 0), ("7", 20 << 20)] {
+            let map = map.to_owned() + &"7".repeat(stored);
+            let layer = layer(&sparse(&map, 0));
+            let error = format!("{:#}", layer.entries(0).next_entry().unwrap_err());
+            assert!(error.starts_with("failed to read `layer` at byte 0: "), "{error}");
+        }
+    }
 }
