@@ -1,25 +1,19 @@
 //! The fuzz targets' bodies on random input and on archives with a few bytes changed, for a bounded number of cases.
 
 use proptest::prelude::*;
-use tar_core::EntryType;
 use xtask::image::fuzz;
 
-use crate::layers::{Tar, With, documents};
+use crate::layers::documents;
+use crate::oracle::disk_of;
+use crate::support::Scratch;
+use crate::view;
 
-fn seed() -> Vec<u8> {
-    let with = With { xattrs: vec![("user.a", b"1".to_vec())], mtime: "-1.5", ..With::default() };
-    Tar::new()
-        .folder("./")
-        .folder("a/")
-        .entry(EntryType::Regular, "a/b", b"content", &with)
-        .link("link", "a")
-        .hardlink("c", "a/b")
-        .entry(EntryType::Char, "null", b"", &With { device: (1, 3), ..With::default() })
-        .entry(EntryType::Regular, "a/.wh..wh..opq", b"", &With::default())
-        .file("link/through", "1")
-        .file(".wh.c", "")
-        .bytes()
-}
+/// The good archives that fuzzing begins with.
+const SEEDS: [&[u8]; 3] = [
+    include_bytes!("../../fuzz/seeds/layer/pax.tar"),
+    include_bytes!("../../fuzz/seeds/layer/pax-sparse.tar"),
+    include_bytes!("../../fuzz/seeds/layer/gnu-sparse.tar"),
+];
 
 /// Offsets and bytes to put there.
 fn changes() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
@@ -38,8 +32,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn layers(changes in changes(), length in any::<prop::sample::Index>()) {
-        let mut bytes = changed(seed(), &changes);
+    fn layers(seed in prop::sample::select(&SEEDS), changes in changes(), length in any::<prop::sample::Index>()) {
+        let mut bytes = changed(seed.to_vec(), &changes);
         if changes.len() > 8 {
             bytes.truncate(length.index(bytes.len()));
         }
@@ -62,6 +56,12 @@ proptest! {
 }
 
 #[test]
-fn the_seed_is_a_good_archive() {
-    fuzz::layer(&seed());
+fn the_seeds_are_good_archives() {
+    for seed in SEEDS {
+        fuzz::layer(seed);
+        let scratch = Scratch::new();
+        let tar = scratch.path().join("seed.tar");
+        std::fs::write(&tar, seed).unwrap();
+        view::of_disk(&disk_of(&scratch, &format!("rootfs:{tar}")));
+    }
 }

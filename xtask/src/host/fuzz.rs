@@ -43,6 +43,8 @@ pub fn run(root: &Utf8Path, time: Duration) -> anyhow::Result<()> {
             "-print_final_stats=1".to_owned(),
             format!("-artifact_prefix={output}/"),
             corpus.to_string(),
+            // Read and left as they are: an empty corpus would take hours to find a header's form.
+            folder.join("seeds").join(target).to_string(),
         ];
         let fuzz = dies_with_us(&duct::cmd(program.as_std_path(), words));
         run_watched(&format!("fuzzing `{target}`"), &fuzz, |_| {})
