@@ -35,6 +35,26 @@ fn folders_and_files_that_are_not_there() {
 }
 
 #[test]
+fn networks_and_ports_that_cannot_be() {
+    assert_snapshot!("network_of_the_host", boot(&["--network", "host"]));
+    assert_snapshot!("ports_without_a_network", boot(&["--network", "none", "-p", "8080:80"]));
+    assert_snapshot!("port_published_twice", boot(&["-p", "18080:80", "-p", "18080:81"]));
+    assert_snapshot!("port_on_ipv6", boot(&["-p", "[::1]:8080:80"]));
+    assert_snapshot!("private_network_by_hand", boot(&["--network", "back", "--dry-run"]));
+}
+
+#[test]
+fn volumes_that_cannot_be() {
+    assert_snapshot!("volume_with_a_wrong_name", boot(&["-v", "a b:/srv"]));
+    assert_snapshot!("tmpfs_on_the_root", boot(&["--tmpfs", "/:size=1m"]));
+    let scratch = Scratch::new();
+    let volume = |arguments: &[&str]| transcript(&mut scratch.xtask(&[&["volume"], arguments].concat()));
+    assert_snapshot!("volume_list_of_none", volume(&["ls"]));
+    assert_snapshot!("volume_that_is_not_there", volume(&["rm", "nothing"]));
+    assert_snapshot!("help_volume", volume(&["--help"]));
+}
+
+#[test]
 fn variables_without_a_name() {
     assert_snapshot!("variable_without_a_name", boot(&["-e", "=value"]));
     let scratch = Scratch::new();

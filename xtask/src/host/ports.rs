@@ -16,7 +16,15 @@ pub fn settle(ports: &[PublishedPort]) -> anyhow::Result<Vec<PublishedPort>> {
     // All stay bound until all are settled, so that no two get the same.
     let mut held = Vec::new();
     let mut settled = Vec::new();
-    for port in ports {
+    for (index, port) in ports.iter().enumerate() {
+        let is_same = |earlier: &PublishedPort| {
+            port.host != 0
+                && (earlier.host, earlier.protocol, earlier.address)
+                    == (port.host, port.protocol, port.address)
+        };
+        if ports[..index].iter().any(is_same) {
+            return Err(crate::error::usage(format!("port {} of this host is published twice", port.host)));
+        }
         let address = SocketAddr::new(port.address, port.host);
         match Held::bind(address, port.protocol) {
             Ok(listener) => {
@@ -120,6 +128,12 @@ mod tests {
         let error = settle(&[port]).unwrap_err().to_string();
         assert!(error.starts_with(&format!("port {taken} is in use by ")), "{error}");
         assert!(error.ends_with(&format!("(process {})", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn a_port_that_is_published_twice_is_the_users_mistake() {
+        let ports = ["8080:80", "8080:81"].map(|port| port.parse().unwrap());
+        assert_eq!(settle(&ports).unwrap_err().to_string(), "port 8080 of this host is published twice");
     }
 
     #[test]

@@ -2,35 +2,31 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use init::boot_config::Stdio;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::Context;
-use crate::artifacts::Set;
-use crate::boot::background;
+use crate::boot::bootable::{Bootable, from_set, from_source};
 use crate::boot::plan::{Parts, Plan, plan};
 use crate::boot::request::{
-    NetworkRequest, TmpfsRequest, Volume, VolumeContent, VolumeRequest, existing, gather_variables,
-    parse_duration, parse_network, parse_tmpfs, parse_volume,
+    NetworkRequest, TmpfsRequest, VolumeRequest, existing, gather_variables, parse_duration, parse_network,
+    parse_tmpfs, parse_volume,
 };
 use crate::boot::run::{self, Order};
+use crate::boot::{attachments, background};
 use crate::disk;
 use crate::error::usage;
 use crate::host::accelerator::{self, AcceleratorChoice};
 use crate::host::{ports, tools::Purpose};
-use crate::image::config::{ImageConfig, Overrides};
-use crate::image::{self, ImageRequest, Source};
-use crate::kernel::{self, KernelRequest};
-use crate::vm::machine::{
-    Disk, DiskFormat, GuardSockets, PortProtocol, PrivateNetwork, PublishedPort, parse_memory_mib,
-};
-use crate::vm::net::members::{self, Member};
+use crate::image::config::Overrides;
+use crate::image::{self, Source};
+use crate::vm::machine::{Disk, DiskFormat, PublishedPort, parse_memory_mib};
 use crate::vm::qemu;
 use crate::vm::record::Description;
-use crate::vm::run_dir::{RunDir, parse_name, restrict};
+use crate::vm::run_dir::{RunDir, parse_name};
 use crate::vm::{signal, terminal};
 use crate::workspace::{Workspace, hex};
 use crate::{artifact, note};
@@ -170,25 +166,14 @@ pub struct BootArgs {
     dry_run: bool,
 }
 
-/// What there is to boot.
-struct Bootable {
-    /// For people.
-    image: String,
-    /// A word for names.
-    short_name: String,
-    kernel: Utf8PathBuf,
-    /// PID 1's own initramfs; `None` boots the disk's own init.
-    initramfs: Option<Vec<u8>>,
-    disk: Utf8PathBuf,
-    disk_format: DiskFormat,
-    config: ImageConfig,
-}
-
 impl BootArgs {
     /// Runs the task.
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         let workspace = &context.workspace;
         // Everything that can be wrong is found before anything slow starts.
+        if self.dry_run && matches!(self.network, NetworkRequest::Private(_)) {
+            return Err(usage("a private network needs `boot` to carry its frames: leave out `--dry-run`"));
+        }
         if let Some(name) = &self.name {
             RunDir::named(workspace, name).check_free()?;
         }
@@ -206,7 +191,7 @@ impl BootArgs {
             None => from_source(context, source)?,
         };
         if self.publish_all {
-            ports = ports::settle(&with_exposed(ports, &bootable.config)?)?;
+            ports = ports::settle(&attachments::with_exposed(ports, &bootable.config)?)?;
         }
         let accelerator = accelerator::choose(workspace, self.accel, &bootable.kernel, || {
             Ok(crate::init::ensure(context)?.initramfs)
@@ -244,6 +229,10 @@ impl BootArgs {
         };
         let (run_dir, lock) = RunDir::create(workspace, &description)?;
         let mut guard = Guard { run_dir: &run_dir, keeps: false };
+        let private_network = match &self.network {
+            NetworkRequest::Private(network) => Some(attachments::join(workspace, network, &run_dir)?),
+            _ => None,
+        };
         let parts = Parts {
             kernel: bootable.kernel.clone(),
             initramfs: bootable.initramfs.is_some().then(|| run_dir.initramfs()),
@@ -253,10 +242,10 @@ impl BootArgs {
             cpus: self.cpus,
             hostname: self.hostname.clone(),
             ports: (self.network != NetworkRequest::None).then(|| ports.clone()),
-            guard: self.guard(&run_dir, &ports),
-            private_network: self.private_network(workspace, &run_dir)?,
+            guard: if self.allow_host || self.dry_run { None } else { attachments::guard(&run_dir, &ports) },
+            private_network,
             gdb_port,
-            volumes: if self.dry_run { volumes } else { self.with_files_alone(volumes, &run_dir) },
+            volumes: if self.dry_run { volumes } else { attachments::with_files_alone(volumes, &run_dir) },
             tmpfs: self.tmpfs.clone(),
             read_only: self.read_only,
             image_volumes: bootable.config.config.volumes.keys().cloned().collect(),
@@ -329,32 +318,6 @@ impl BootArgs {
         Ok(source)
     }
 
-    /// The sockets that keep the guest from this host's loopback. A command line that is pasted has nobody at them.
-    fn guard(&self, run_dir: &RunDir, ports: &[PublishedPort]) -> Option<GuardSockets> {
-        let folder = run_dir.agent_socket().parent()?.to_owned();
-        let with_arriving = ports.iter().any(|port| port.protocol == PortProtocol::Udp);
-        (!self.allow_host && !self.dry_run).then_some(GuardSockets { folder, with_arriving })
-    }
-
-    /// Takes a place in the private network.
-    fn private_network(
-        &self,
-        workspace: &Workspace,
-        run_dir: &RunDir,
-    ) -> anyhow::Result<Option<(PrivateNetwork, Vec<Member>)>> {
-        let NetworkRequest::Private(name) = &self.network else { return Ok(None) };
-        if self.dry_run {
-            return Err(usage("a private network needs `boot` to carry its frames: leave out `--dry-run`"));
-        }
-        artifact::create_folder(&workspace.networks())?;
-        restrict(&workspace.networks())?;
-        let folder = workspace.networks().join(name);
-        let is_running = |machine: &str| RunDir::named(workspace, machine).is_running();
-        let (number, members) = members::join(&folder, run_dir.name(), is_running)?;
-        let our_socket = run_dir.agent_socket().with_file_name("lan");
-        Ok(Some((PrivateNetwork { folder, number, our_socket }, members)))
-    }
-
     fn settled_ports(&self, is_default: bool) -> anyhow::Result<Vec<PublishedPort>> {
         let mut ports = self.publish.clone();
         if self.network == NetworkRequest::None {
@@ -373,30 +336,6 @@ impl BootArgs {
             ports.push(port);
         }
         ports::settle(&ports)
-    }
-
-    /// Puts each single file into a folder of the machine's own, so that root in the guest sees none of those beside it.
-    fn with_files_alone(&self, volumes: Vec<Volume>, run_dir: &RunDir) -> Vec<Volume> {
-        let mut count = 0;
-        let mut alone = |volume: Volume| {
-            let VolumeContent::File { folder, name } = &volume.content else { return volume };
-            let kind = if volume.read_only { "read-only" } else { "writable" };
-            let own_folder = run_dir.files().join(kind);
-            let own_name = count.to_string();
-            count += 1;
-            match disk::volume::link_file(&folder.join(name), &own_folder, &own_name) {
-                Some(()) => {
-                    Volume { content: VolumeContent::File { folder: own_folder, name: own_name }, ..volume }
-                }
-                None => {
-                    note!(
-                        "note: root in the guest can reach all of `{folder}`, which `{name}` was mounted from"
-                    );
-                    volume
-                }
-            }
-        };
-        volumes.into_iter().map(&mut alone).collect()
     }
 
     /// The disk that the guest writes to: an overlay over the image's, fresh or kept.
@@ -436,65 +375,6 @@ impl BootArgs {
         println!("{}", qemu::paste(qemu::PROGRAM, &qemu::arguments(&planned.machine)));
         Ok(0)
     }
-}
-
-fn from_source(context: &Context, source: Source) -> anyhow::Result<Bootable> {
-    let kernel = kernel::ensure(context, &KernelRequest::default())?;
-    let init = crate::init::ensure(context)?;
-    let image = image::ensure(context, &ImageRequest::new(source), &init.binary)?;
-    Ok(Bootable {
-        image: image.name.clone(),
-        short_name: image.name,
-        kernel: kernel.boot_image().to_owned(),
-        initramfs: Some(read(&init.initramfs)?),
-        disk: image.disk,
-        disk_format: DiskFormat::Raw,
-        config: image.config,
-    })
-}
-
-/// A set from elsewhere: with an image's config its `init` boots it as we boot our own; without one the disk carries
-/// its own `/sbin/init`, as the recipe has it.
-fn from_set(folder: &Utf8Path) -> anyhow::Result<Bootable> {
-    let folder = existing(folder, "folder")?;
-    let set = Set::load(&folder)?;
-    let (initramfs, config) = match (&set.init, &set.image_config) {
-        (Some(init), Some(config)) => {
-            let text = artifact::read_text(config)?;
-            let config =
-                serde_json::from_str(&text).with_context(|| format!("failed to understand `{config}`"))?;
-            (Some(crate::init::initramfs(&read(init)?)), config)
-        }
-        _ => (None, ImageConfig::default()),
-    };
-    let Some(short_name) = folder.file_name() else { bail!("`{folder}` has no name") };
-    Ok(Bootable {
-        image: folder.to_string(),
-        short_name: short_name.to_owned(),
-        kernel: set.kernel,
-        initramfs,
-        disk: set.disk,
-        disk_format: DiskFormat::Qcow2,
-        config,
-    })
-}
-
-fn read(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("failed to read `{path}`"))
-}
-
-/// The ports, and free ones for those that the image exposes and nobody has published yet.
-fn with_exposed(mut ports: Vec<PublishedPort>, image: &ImageConfig) -> anyhow::Result<Vec<PublishedPort>> {
-    for exposed in image.config.exposed_ports.keys() {
-        let port: PublishedPort = exposed
-            .parse()
-            .map_err(anyhow::Error::msg)
-            .with_context(|| format!("the image has a wrong EXPOSE, `{exposed}`"))?;
-        if !ports.iter().any(|known| (known.guest, known.protocol) == (port.guest, port.protocol)) {
-            ports.push(port);
-        }
-    }
-    Ok(ports)
 }
 
 /// A name for a machine that was given none: its image's, and four digits of chance.

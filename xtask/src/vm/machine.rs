@@ -238,7 +238,13 @@ impl FromStr for PublishedPort {
         Ok(PublishedPort {
             address: match address {
                 None => IpAddr::V4(Ipv4Addr::LOCALHOST),
-                Some(address) => address.parse().map_err(|_| format!("`{address}` is not an IP address"))?,
+                Some(address) => match address.parse() {
+                    Ok(IpAddr::V6(_)) => {
+                        return Err(format!("`{address}`: QEMU publishes on IPv4 addresses only"));
+                    }
+                    Ok(address) => address,
+                    Err(_) => return Err(format!("`{address}` is not an IP address")),
+                },
             },
             host: if host.is_empty() { 0 } else { parse_port(host)? },
             guest,
@@ -339,7 +345,6 @@ mod tests {
         assert_eq!(port("0:80").unwrap(), "127.0.0.1:0->80/tcp");
         assert_eq!(port("0.0.0.0:53:53/udp").unwrap(), "0.0.0.0:53->53/udp");
         assert_eq!(port("127.0.0.1::80").unwrap(), "127.0.0.1:0->80/tcp");
-        assert_eq!(port("[::1]:8080:80").unwrap(), "::1:8080->80/tcp");
     }
 
     #[test]
@@ -349,6 +354,7 @@ mod tests {
         assert_eq!(port("http:80").unwrap_err(), "`http` is not a port number");
         assert_eq!(port("8080:80/sctp").unwrap_err(), "`sctp` is neither tcp nor udp");
         assert_eq!(port("localhost:8080:80").unwrap_err(), "`localhost` is not an IP address");
+        assert_eq!(port("[::1]:8080:80").unwrap_err(), "`::1`: QEMU publishes on IPv4 addresses only");
         assert_eq!(port("").unwrap_err(), "`` is not a port number");
     }
 

