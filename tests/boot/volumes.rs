@@ -49,7 +49,7 @@ fn folders_files_and_memory_are_where_they_were_asked_for_on_a_read_only_root() 
         ls -a /dev/.init 2>&1; echo done";
     let (said, talk, code) = boot(&arguments, script);
     let expected = "the page\ninside\nthe key\nsite: refused\nkey: refused\nroot: refused\nfrom the image\n70:71:2750\n\
-                    1048576\n1777\nreader\nnameserver 10.0.2.3\n10.0.2.15\treader\n1\nls: /dev/.init: No such file or directory\ndone\n";
+                    1048576\n1777\nreader\nnameserver 10.0.2.3\n10.0.2.15\treader\n3\nls: /dev/.init: No such file or directory\ndone\n";
     assert_eq!(said, expected, "{talk}");
     assert_eq!(code, Some(0), "{talk}");
     let on_host = |path: &str| std::fs::read_to_string(host(path)).unwrap();
