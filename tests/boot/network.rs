@@ -127,7 +127,7 @@ fn machines_of_a_private_network_find_each_other_by_name_in_whichever_order_they
     let (second, port) = web(&own("other-web"));
     assert_eq!(visits(port), "2");
     assert_eq!(database.stop(), Some(0));
-    drop(second);
+    assert_eq!(second.stop(), Some(130));
     let workspace = xtask::workspace::Workspace::discover().unwrap();
     std::fs::remove_dir_all(workspace.networks().join(&network)).unwrap();
 }
