@@ -189,3 +189,23 @@ fn an_image_says_how_to_see_whether_it_is_well() {
     machine.sh("rm /sick");
     becomes("healthy");
 }
+
+#[test]
+fn a_boot_that_is_interrupted_before_the_start_leaves_nothing() {
+    let name = format!("interrupted-{}", std::process::id());
+    let machine = Detached { name: name.clone() };
+    let mut boot = xtask(&["boot", "-d", "--rm", "--name", &name, "images/hello"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("QEMU runs", || machine.listed().is_some_and(|listed| !listed["memory_bytes"].is_null()));
+    let qemu = machine.process("qemu");
+    // It gets no further.
+    kill_process(qemu, Signal::STOP).unwrap();
+    kill_process(rustix::process::Pid::from_child(&boot), Signal::INT).unwrap();
+    assert_eq!(boot.wait().unwrap().code(), Some(130));
+    assert!(has_ended(qemu), "QEMU runs on");
+    assert_eq!(machine.listed(), None);
+}
