@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub const BOOT_CONFIG_PATH: &str = "/boot.json";
 
 /// The form of [`BootConfig`]; raised whenever a field changes its meaning.
-pub const BOOT_CONFIG_VERSION: u32 = 1;
+pub const BOOT_CONFIG_VERSION: u32 = 2;
 
 /// Everything PID 1 needs to know about this boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

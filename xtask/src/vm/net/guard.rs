@@ -217,6 +217,35 @@ mod tests {
         assert!(!guard.may_leave(&v4(47, GUEST, [10, 0, 2, 2], &[0; 20])));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_frame_is_too_odd(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..100)) {
+            let mut guard = Guard::default();
+            for kind in [[0x08, 0x00], [0x86, 0xdd]] {
+                let mut frame = bytes.clone();
+                frame.splice(12.min(bytes.len())..14.min(bytes.len()), kind);
+                guard.arrives(&frame);
+                guard.may_leave(&frame);
+            }
+        }
+
+        #[test]
+        fn no_way_of_writing_a_connection_to_the_host_passes(
+            options in 0..=10_usize,
+            other_flags in proptest::num::u8::ANY,
+            rest in proptest::collection::vec(proptest::num::u8::ANY, 20..60),
+        ) {
+            const ACK: u8 = 0x10;
+            let mut segment = rest;
+            segment[13] = (other_flags | SYN) & !ACK;
+            let mut frame = v4(TCP, GUEST, [10, 0, 2, 2], &[]);
+            frame[14] = 0x45 + options as u8;
+            frame.extend(vec![1; options * 4]);
+            frame.extend(segment);
+            proptest::prop_assert!(!Guard::default().may_leave(&frame));
+        }
+    }
+
     #[test]
     fn ipv6_reaches_the_host_as_little() {
         let v6 = |next: u8, to: &str| {
