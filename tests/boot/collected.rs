@@ -11,6 +11,7 @@ fn a_set_collected_out_of_a_machine_boots() {
     nginx_base();
     let scratch = Scratch::new();
     // What the far machine has built: the hello image's set.
+    assert!(xtask(&["init"]).output().unwrap().status.success());
     let made = xtask(&["image", "images/hello"])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .output()
