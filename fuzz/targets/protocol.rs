@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| xtask::vm::fuzz::protocol(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| xtask::vm::supervise::fuzz::protocol(input));

@@ -112,6 +112,6 @@ fn killing_boot_leaves_no_qemu_and_its_name_is_free_again() {
     crate::support::wait_until("QEMU has ended", has_ended);
     assert_eq!(named("exit 9").1, Some(9));
     let workspace = xtask::workspace::Workspace::discover().unwrap();
-    let left = xtask::vm::run_dir::RunDir::named(&workspace, &name);
+    let left = xtask::vm::record::run_dir::RunDir::named(&workspace, &name);
     assert!(!left.path().exists(), "something of `{name}` is left");
 }

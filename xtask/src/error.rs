@@ -2,9 +2,12 @@
 //!
 //! Tasks use `anyhow` throughout; [`Hint`] and [`ExitWith`] add what `main` prints last and returns.
 
-use std::fmt;
+use std::{fmt, io};
 
 use anyhow::Error;
+use rustix::io::Errno;
+
+use crate::workspace::CACHE_VARIABLE;
 
 /// The workbench itself failed; docker's code for "the daemon failed".
 pub const EXIT_WORKBENCH: u8 = 125;
@@ -100,6 +103,12 @@ pub fn render(error: &Error) -> String {
         if messages.last() != Some(&message) {
             messages.push(message);
         }
+        if is_full_disk(cause) {
+            // Whatever was being written.
+            step.get_or_insert_with(|| {
+                format!("free some space, or set {CACHE_VARIABLE} to a folder on a larger disk")
+            });
+        }
     }
     let mut text = format!("error: {}\n", messages.remove(0));
     if !messages.is_empty() {
@@ -114,6 +123,12 @@ pub fn render(error: &Error) -> String {
         text.push_str(&format!("\nhint: {step}\n"));
     }
     text
+}
+
+fn is_full_disk(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let errno = cause.downcast_ref::<Errno>().copied();
+    let errno = errno.or_else(|| Errno::from_io_error(cause.downcast_ref::<io::Error>()?));
+    matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
 }
 
 #[cfg(test)]
@@ -136,6 +151,16 @@ mod tests {
         hint: `cargo xtask setup` installs it (Debian package qemu-utils)
         ");
         assert_eq!(exit_code(&error), EXIT_WORKBENCH);
+    }
+
+    #[test]
+    fn a_full_disk_has_a_step_to_take() {
+        let full = io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error());
+        let error = Err::<(), _>(full).context("failed to write `disk`").unwrap_err();
+        assert!(
+            render(&error)
+                .ends_with("\nhint: free some space, or set MICROVM_CACHE to a folder on a larger disk\n")
+        );
     }
 
     #[test]

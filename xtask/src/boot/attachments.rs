@@ -10,7 +10,7 @@ use crate::image::config::ImageConfig;
 use crate::note;
 use crate::vm::machine::{GuardSockets, PortProtocol, PrivateNetwork, PublishedPort};
 use crate::vm::net::members::{self, Member};
-use crate::vm::run_dir::{RunDir, restrict};
+use crate::vm::record::run_dir::{RunDir, restrict};
 use crate::workspace::Workspace;
 
 /// Puts each single file into a folder of the machine's own, so that root in the guest sees none of those beside it.

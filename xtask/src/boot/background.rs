@@ -16,7 +16,7 @@ use super::run::{self, Order};
 use crate::artifact::read_text;
 use crate::interrupt;
 use crate::vm::record::Ended;
-use crate::vm::run_dir::{RunDir, RunLock};
+use crate::vm::record::run_dir::{RunDir, RunLock};
 
 /// The hidden task that supervises.
 pub const TASK: &str = "supervise";

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::disk::volume;
 use crate::error::{Hint as _, usage};
-use crate::vm::run_dir::parse_name;
+use crate::vm::record::run_dir::parse_name;
 use crate::workspace::Workspace;
 
 /// A `-v` mount, as it was written.

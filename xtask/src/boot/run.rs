@@ -16,17 +16,17 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use crate::init::cpio;
-use crate::vm::health::{self, Check};
-use crate::vm::lifecycle::Limits;
+use crate::vm::client::health::{self, Check};
+use crate::vm::client::session::{Input, Session, to_our_own};
+use crate::vm::client::terminal::{self, RawTerminal};
 use crate::vm::machine::Accelerator;
-use crate::vm::outcome::Outcome;
-use crate::vm::output_log::OutputLog;
+use crate::vm::record::output_log::OutputLog;
+use crate::vm::record::recorder::Recorder;
+use crate::vm::record::run_dir::RunDir;
 use crate::vm::record::{Ended, Record, State};
-use crate::vm::recorder::Recorder;
-use crate::vm::run_dir::RunDir;
-use crate::vm::session::{Input, Session, to_our_own};
-use crate::vm::supervisor::{Supervision, Supervisor};
-use crate::vm::terminal::{self, RawTerminal};
+use crate::vm::supervise::lifecycle::Limits;
+use crate::vm::supervise::outcome::Outcome;
+use crate::vm::supervise::supervisor::{Supervision, Supervisor};
 use crate::{interrupt, note};
 
 /// What a supervisor is to run.

@@ -9,10 +9,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Lock, read_text, write_whole};
-use crate::vm::lifecycle::Limits;
 use crate::vm::machine::{Accelerator, LEAST_MEMORY_MIB, Machine, Network};
 use crate::vm::qemu;
-use crate::vm::supervisor::{Supervision, Supervisor};
+use crate::vm::supervise::lifecycle::Limits;
+use crate::vm::supervise::supervisor::{Supervision, Supervisor};
 use crate::workspace::Workspace;
 use crate::{host::tools, note};
 

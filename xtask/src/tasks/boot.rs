@@ -23,11 +23,12 @@ use crate::host::accelerator::{self, AcceleratorChoice};
 use crate::host::{ports, tools::Purpose};
 use crate::image::config::Overrides;
 use crate::image::{self, Source};
+use crate::vm::client::terminal;
 use crate::vm::machine::{Disk, DiskFormat, PublishedPort, parse_memory_mib};
 use crate::vm::qemu;
 use crate::vm::record::Description;
-use crate::vm::run_dir::{RunDir, parse_name};
-use crate::vm::{signal, terminal};
+use crate::vm::record::run_dir::{RunDir, parse_name};
+use crate::vm::signal;
 use crate::workspace::{Workspace, hex};
 use crate::{artifact, note};
 

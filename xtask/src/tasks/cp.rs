@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::Context;
 use crate::error::usage;
-use crate::vm::copy::{self, split_machine};
-use crate::vm::run_dir::RunDir;
+use crate::vm::client::copy::{self, split_machine};
+use crate::vm::record::run_dir::RunDir;
 
 /// Copy files and folders between the host and a running machine
 ///

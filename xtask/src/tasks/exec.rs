@@ -6,8 +6,8 @@ use init::protocol::Program;
 
 use super::Context;
 use crate::boot::request::gather_variables;
-use crate::vm::attach::attach;
-use crate::vm::run_dir::RunDir;
+use crate::vm::client::attach::attach;
+use crate::vm::record::run_dir::RunDir;
 
 /// Run a command in a running machine
 ///

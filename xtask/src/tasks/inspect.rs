@@ -6,7 +6,7 @@ use serde_json::json;
 use super::Context;
 use crate::boot::run::Order;
 use crate::vm::qemu;
-use crate::vm::run_dir::RunDir;
+use crate::vm::record::run_dir::RunDir;
 
 /// Print all that is known of machines, as JSON
 #[derive(Debug, clap::Args)]

@@ -1,8 +1,8 @@
 //! `kill`: a signal for machines' main processes.
 
 use super::{Context, each};
-use crate::vm::control;
-use crate::vm::run_dir::RunDir;
+use crate::vm::client::control;
+use crate::vm::record::run_dir::RunDir;
 use crate::vm::signal;
 
 /// Send a signal to machines' main processes

@@ -11,8 +11,8 @@ use rustix::fs::inotify;
 use super::Context;
 use crate::boot::request::parse_duration;
 use crate::error::Hint as _;
-use crate::vm::output_log::{Piece, Reader};
-use crate::vm::run_dir::RunDir;
+use crate::vm::record::output_log::{Piece, Reader};
+use crate::vm::record::run_dir::RunDir;
 
 /// Print what a machine's command has said, on the streams it said it on
 #[derive(Debug, clap::Args)]

@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::Context;
 use crate::ui::{human_age, human_bytes};
 use crate::vm::machine::PublishedPort;
-use crate::vm::outcome::Outcome;
+use crate::vm::record::run_dir::RunDir;
 use crate::vm::record::{Description, Health, Phase, State};
-use crate::vm::run_dir::RunDir;
+use crate::vm::supervise::outcome::Outcome;
 
 /// List the machines that run
 #[derive(Debug, clap::Args)]

@@ -4,8 +4,8 @@ use anyhow::anyhow;
 
 use super::{Context, each};
 use crate::error::Hint as _;
-use crate::vm::control;
-use crate::vm::run_dir::RunDir;
+use crate::vm::client::control;
+use crate::vm::record::run_dir::RunDir;
 
 /// Remove machines that have ended: their logs, and what is known of them
 #[derive(Debug, clap::Args)]

@@ -5,9 +5,9 @@ use init::protocol::Program;
 
 use super::Context;
 use crate::error::{EXIT_NOT_FOUND, Hint as _, exit_code};
-use crate::vm::attach::attach;
-use crate::vm::run_dir::RunDir;
-use crate::vm::terminal;
+use crate::vm::client::attach::attach;
+use crate::vm::client::terminal;
+use crate::vm::record::run_dir::RunDir;
 
 /// Open a shell in a running machine: the user's own, or the best one that the image has
 ///

@@ -11,7 +11,7 @@ use crate::host::tools::{self, Purpose};
 use crate::image::store::{CachedDisk, Store};
 use crate::kernel::{self, KernelRequest};
 use crate::ui::human_bytes;
-use crate::vm::run_dir::RunDir;
+use crate::vm::record::run_dir::RunDir;
 use crate::workspace::Workspace;
 use crate::{init, note};
 

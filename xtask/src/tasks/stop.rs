@@ -1,8 +1,8 @@
 //! `stop`: ends machines in good order.
 
 use super::{Context, each};
-use crate::vm::control;
-use crate::vm::run_dir::RunDir;
+use crate::vm::client::control;
+use crate::vm::record::run_dir::RunDir;
 
 /// End machines: send the image's STOPSIGNAL, wait, then kill
 ///

@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::boot::background;
-use crate::vm::run_dir::RunDir;
+use crate::vm::record::run_dir::RunDir;
 
 /// Supervise a machine that `boot -d` has made
 #[derive(Debug, clap::Args)]

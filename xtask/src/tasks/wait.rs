@@ -4,7 +4,7 @@ use anyhow::Context as _;
 
 use super::Context;
 use crate::vm::client::Client;
-use crate::vm::run_dir::RunDir;
+use crate::vm::record::run_dir::RunDir;
 
 /// Wait until machines end, and print their exit codes
 #[derive(Debug, clap::Args)]

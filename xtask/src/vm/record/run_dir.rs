@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::record::{Description, State};
+use super::{Description, State};
 use crate::artifact::{Lock, create_folder, read_text, remove_any, write_whole};
 use crate::error::Hint as _;
 use crate::nearest::nearest;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use init::boot_config::Command;
 use init::protocol::{Message, Program, Start};
 
-use super::client::{CHANNEL, Client};
-use super::record::{Health, Record};
-use super::run_dir::RunDir;
+use super::{CHANNEL, Client};
 use crate::image::config::Healthcheck;
+use crate::vm::record::run_dir::RunDir;
+use crate::vm::record::{Health, Record};
 
 /// Between checks, and for one, where the image does not say (Dockerfile reference, `HEALTHCHECK`).
 const DEFAULT_TIME: Duration = Duration::from_secs(30);

@@ -5,12 +5,12 @@ use std::io::IsTerminal as _;
 use anyhow::{Context as _, anyhow};
 use init::protocol::{Message, Program, Start, Stream};
 
-use super::client::{CHANNEL, Client};
-use super::run_dir::RunDir;
 use super::session::{Input, Session, SessionEnd, to_our_own};
 use super::terminal::{self, RawTerminal};
+use super::{CHANNEL, Client};
 use crate::error::ExitWith as _;
 use crate::interrupt;
+use crate::vm::record::run_dir::RunDir;
 
 /// What a shell says of a command that died of SIGPIPE.
 const EXIT_BROKEN_PIPE: u8 = 128 + 13;

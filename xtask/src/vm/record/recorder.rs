@@ -7,9 +7,9 @@ use std::sync::mpsc::{Receiver, Sender};
 use init::protocol::{Frame, Message};
 use jiff::Timestamp;
 
+use super::Record;
 use super::output_log::{OutputLog, Piece};
-use super::record::Record;
-use super::supervisor::MainClient;
+use crate::vm::supervise::supervisor::MainClient;
 
 /// What a recorder works with.
 pub struct Recorder {

@@ -9,10 +9,10 @@ use anyhow::{Context as _, anyhow, bail};
 use init::archive::{extract, write_tree};
 use init::protocol::{DIRECTORY, Program, Start, Stream};
 
-use super::client::{CHANNEL, Client};
-use super::run_dir::RunDir;
 use super::session::{Input, Session, SessionEnd};
+use super::{CHANNEL, Client};
 use crate::error::EXIT_NOT_FOUND;
+use crate::vm::record::run_dir::RunDir;
 
 /// What is at the place that something is copied to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,12 @@
 //! Talks to a machine whose supervisor is another process: the same frames as in it, over a socket in its folder.
 
+pub mod attach;
+pub mod control;
+pub mod copy;
+pub mod health;
+pub mod session;
+pub mod terminal;
+
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -9,10 +16,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use init::protocol::{Frame, MACHINE_CHANNEL, MAIN_CHANNEL, Message, Start};
 
-use super::console::Console;
-use super::run_dir::RunDir;
-use super::supervisor::read_frames;
 use crate::error::Hint as _;
+use crate::vm::record::run_dir::RunDir;
+use crate::vm::supervise::console::Console;
+use crate::vm::supervise::wires::read_frames;
 
 /// The channel that a client starts its process on. Each client's numbers are its own.
 pub const CHANNEL: u32 = MAIN_CHANNEL + 1;

@@ -1,14 +1,18 @@
 //! What is known of a machine, as data in its folder: what it is, which never changes, and what became of it.
 
+pub mod output_log;
+pub mod recorder;
+pub mod run_dir;
+
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Accelerator, PublishedPort};
-use super::outcome::Outcome;
-use super::run_dir::RunDir;
 use crate::image::config::Healthcheck;
+use crate::vm::machine::{Accelerator, PublishedPort};
+use crate::vm::supervise::outcome::Outcome;
+use run_dir::RunDir;
 
 /// What a machine is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,10 +4,10 @@ use anyhow::{Context as _, anyhow};
 use init::protocol::{MACHINE_CHANNEL, MAIN_CHANNEL, Message};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::client::Client;
-use super::run_dir::RunDir;
-use super::signal::KILL;
+use super::Client;
 use crate::error::Hint as _;
+use crate::vm::record::run_dir::RunDir;
+use crate::vm::signal::KILL;
 
 /// Asks a machine to end by this signal (0 for its image's own) and waits until it has. Fine where it has ended already.
 pub fn stop(run_dir: &RunDir, signal: i32, grace_seconds: u32) -> anyhow::Result<()> {
