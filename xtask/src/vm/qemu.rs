@@ -124,8 +124,9 @@ fn serial(words: &mut Words, machine: &Machine) {
 fn block(words: &mut Words, index: usize, disk: &Disk) {
     let format = disk.format.name();
     let mut drive = format!("id=disk{index},file={},format={format},if=none", value(disk.path.as_str()));
-    // Freed blocks of the guest become holes of the file.
-    drive.push_str(",discard=unmap");
+    // Freed blocks of the guest become holes of the file. Where the host's disk is full the guest's write fails; QEMU's
+    // default is to stop the guest, for good where nobody is there to go on with it.
+    drive.push_str(",discard=unmap,werror=report");
     if disk.read_only {
         drive.push_str(",readonly=on");
     }

@@ -18,12 +18,17 @@ pub enum Verdict {
     Alive,
 }
 
+/// What the kernel says of a virtio disk that fails (`blk_print_req_error` in block/blk-mq.c), with or without a type before it.
+const DISK_FAILED: &str = "error, dev vd";
+
 /// Splits the console's bytes into lines and remembers the last ones.
 #[derive(Debug, Default)]
 pub struct Console {
     partial: Vec<u8>,
     last_lines: VecDeque<String>,
-    steps: Vec<String>,
+    /// For whoever runs the machine.
+    notes: Vec<String>,
+    disk_failed: bool,
 }
 
 impl Console {
@@ -49,15 +54,20 @@ impl Console {
         self.last_lines.iter().cloned().collect()
     }
 
-    /// The steps that PID 1 has traced since the last call.
-    pub fn take_steps(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.steps)
+    /// What whoever runs the machine is to hear of what was said since the last call: PID 1's steps, where it traces
+    /// them, and the first word of a disk that fails.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     fn end_line(&mut self) -> String {
         let line = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).trim_end().to_owned();
         if let Some(at) = line.find(STEP_MARKER) {
-            self.steps.push(line[at..].to_owned());
+            self.notes.push(line[at..].to_owned());
+        }
+        if !self.disk_failed && line.contains(DISK_FAILED) {
+            self.disk_failed = true;
+            self.notes.push("warning: the guest cannot write to its disk; is this host's disk full?".into());
         }
         if !line.is_empty() {
             if self.last_lines.len() == LAST_LINES {
@@ -104,6 +114,17 @@ mod tests {
 
     fn verdicts(text: &str) -> Vec<Verdict> {
         Console::default().push(text.as_bytes())
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_told_once() {
+        let mut console = Console::default();
+        for _ in 0..2 {
+            console.push(b"[    9.1] critical space allocation error, dev vda, sector 8 op 0x1:(WRITE)\r\n");
+            console.push(b"[    9.2] I/O error, dev vda, sector 16 op 0x1:(WRITE) flags 0x800\r\n");
+        }
+        assert_eq!(console.take_notes().len(), 1);
+        assert_eq!(console.take_notes().len(), 0);
     }
 
     #[test]

@@ -203,11 +203,11 @@ impl Supervisor {
                         let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
                     }
                     console.push(&bytes).into_iter().for_each(|verdict| life.verdict(now, verdict));
-                    let steps = console.take_steps();
+                    let notes = console.take_notes();
                     if !self.supervision.console_on_terminal {
                         // A raw terminal goes down a line, and not back to its beginning.
                         let back = if terminal::is_raw() { "\r" } else { "" };
-                        steps.iter().for_each(|step| note!("{step}{back}"));
+                        notes.iter().for_each(|line| note!("{line}{back}"));
                     }
                 }
                 Ok(Event::ConsoleClosed) => {
