@@ -150,6 +150,8 @@ fn a_killed_qemu_or_supervisor_is_recognised() {
     let qemu = machine.process("qemu");
     kill_process(machine.process("supervisor"), Signal::KILL).unwrap();
     wait_until("QEMU has ended", || has_ended(qemu));
+    // The last of the supervisor's threads lets go of the lock.
+    wait_until("nobody supervises it", || machine.listed().unwrap()["state"] == "killed");
     let listed = machine.listed().unwrap();
     assert_eq!((&listed["state"], &listed["exit_code"]), (&"killed".into(), &serde_json::Value::Null));
     let (_, talk, code) = said(&mut machine.task("wait", &[], &[]));
