@@ -95,7 +95,7 @@ pub const TOOLS: &[Tool] = &[
     program("flex", "flex", &[Kernel]),
     program("bison", "bison", &[Kernel]),
     program("perl", "perl", &[Kernel]),
-    program("xz", "xz-utils", &[Kernel]),
+    program("xz", "xz-utils", &[Kernel, Test]),
     // objtool reads ELF files
     tool(Probe::AnyFile(&["/usr/include/gelf.h", "/usr/include/libelf/gelf.h"]), "libelf-dev", &[Kernel]),
     // certificates and module signing, in the recipe's config
@@ -123,6 +123,8 @@ pub const TOOLS: &[Tool] = &[
     program("skopeo", "skopeo", &[Test]),
     program("umoci", "umoci", &[Test]),
     program("openssl", "openssl", &[Test]),
+    program("gzip", "gzip", &[Test]),
+    program("zstd", "zstd", &[Test]),
     // libFuzzer is of C++
     program("g++", "g++", &[Fuzz]),
 ];
