@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use rustix::process::{Signal, kill_process};
 use xtask::workspace::Workspace;
 
-use crate::support::wait_until;
-use crate::world::{Detached, fixture, get, xtask};
+use crate::support::{Scratch, wait_until};
+use crate::world::{Detached, Machine, busybox_image, fixture, get, set_of, xtask};
 
 /// What a command says on its two streams, and its exit code.
 fn said(command: &mut Command) -> (String, String, Option<i32>) {
@@ -109,6 +109,32 @@ fn a_command_that_cannot_start_is_reported_and_nothing_runs() {
     assert_eq!((&listed["state"], &listed["exit_code"]), (&"failed".into(), &127.into()));
     assert_eq!(boot(&["--rm"]).2, Some(127));
     assert_eq!(machine.listed(), None);
+}
+
+#[test]
+fn a_machine_with_an_init_of_its_own_is_listed_and_ended() {
+    let scratch = Scratch::new();
+    let own_init = "mkdir dev sbin; printf '%s\\n' '#!/busybox sh' 'echo an init of its own' \
+        'while :; do /busybox sleep 1; done' >sbin/init; chmod +x sbin/init";
+    let set = set_of(&scratch, &busybox_image(&scratch, own_init), false);
+    let machine = Detached { name: format!("own-init-{}", std::process::id()) };
+    let foreground = Machine::boot(&["--name", &machine.name, "--from", set.as_str()]);
+    let log_has = |line: &str| said(&mut machine.task("logs", &[], &[])).0.contains(line);
+    wait_until("its init runs", || log_has("an init of its own"));
+    assert_eq!(machine.listed().unwrap()["state"], "running");
+
+    let (_, talk, code) = said(&mut machine.task("exec", &[], &["true"]));
+    assert!(talk.contains("hint: a machine with an init of its own cannot be talked to"), "{talk}");
+    assert_eq!(code, Some(125));
+    let (_, talk, code) = said(&mut machine.task("kill", &["-s", "USR1"], &[]));
+    assert!(talk.contains("has an init of its own, which cannot be sent signals"), "{talk}");
+    assert_eq!(code, Some(1));
+
+    let qemu = machine.process("qemu");
+    assert_eq!(said(&mut machine.task("stop", &[], &[])).2, Some(0));
+    assert!(has_ended(qemu), "QEMU runs on");
+    assert_eq!(foreground.wait(), Some(143));
+    assert_eq!(machine.listed().unwrap()["exit_code"], 143);
 }
 
 #[test]

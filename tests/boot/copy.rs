@@ -12,20 +12,12 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
 
 use crate::support::Scratch;
-use crate::world::{Detached, xtask};
+use crate::world::{Detached, busybox_image, xtask};
 
 /// An image that holds one static program and nothing else: no shell, no `tar`, no `/etc`.
 fn bare_machine(scratch: &Scratch) -> Detached {
-    let archive = scratch.path().join("bare.tar");
-    let busybox = which::which("busybox").unwrap();
-    let tar = Command::new("tar")
-        .arg("-cf")
-        .arg(&archive)
-        .args(["--transform", "s|.*/||", "--absolute-names", "--dereference"])
-        .arg(busybox)
-        .status();
-    assert!(tar.unwrap().success());
-    Detached::boot("copy", &[&format!("rootfs:{archive}"), "--", "/busybox", "sleep", "100000"])
+    let source = format!("rootfs:{}", busybox_image(scratch, ""));
+    Detached::boot("copy", &[&source, "--", "/busybox", "sleep", "100000"])
 }
 
 /// Files of every kind that a plain user can make, with names and times that are easily lost.

@@ -3,8 +3,8 @@
 use std::fs;
 use std::net::TcpListener;
 
-use crate::support::Scratch;
-use crate::world::xtask;
+use crate::support::{Scratch, in_small_cache};
+use crate::world::{busybox_image, complete_set, set_of, xtask};
 
 fn boot(arguments: &[&str]) -> (String, Option<i32>) {
     let output = xtask(&["boot"])
@@ -35,22 +35,16 @@ fn a_signal_is_128_more_and_a_timeout_124() {
 
 /// A set as `collect` makes it, with a disk that holds nothing.
 fn set_with_empty_disk(scratch: &Scratch, with_init: bool) -> String {
-    let workspace = xtask::workspace::Workspace::discover().unwrap();
-    let kernel = xtask::kernel::latest(&workspace).unwrap();
-    fs::create_dir(scratch.path().join("set")).unwrap();
-    fs::copy(kernel.boot_image(), scratch.path().join("set/kernel")).unwrap();
-    if with_init {
-        let init = xtask::init::ready(&workspace).unwrap().unwrap();
-        fs::copy(init.binary, scratch.path().join("set/init")).unwrap();
-        scratch.write("set/image.json", r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"]}}"#);
-    }
-    let disk = scratch.path().join("set/hda.qcow2");
+    let set = scratch.path().join("set");
+    fs::create_dir(&set).unwrap();
+    complete_set(&set, with_init);
+    let disk = set.join("hda.qcow2");
     let create = std::process::Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", disk.as_str(), "64M"])
         .status()
         .unwrap();
     assert!(create.success());
-    scratch.path().join("set").into_string()
+    set.into_string()
 }
 
 #[test]
@@ -63,6 +57,21 @@ fn a_disk_without_a_root_is_named_by_pid_1_and_by_the_kernel() {
         assert!(talk.contains("error: ") && talk.contains(cause), "{talk}");
         assert!(talk.contains("the console's last lines"), "{talk}");
     }
+}
+
+#[test]
+fn a_full_disk_of_the_host_ends_neither_in_silence_nor_in_a_wait() {
+    let scratch = Scratch::new();
+    let set = set_of(&scratch, &busybox_image(&scratch, ""), true);
+    let script = "/busybox dd if=/dev/zero of=/big bs=1M count=40; /busybox sync; exit 3";
+    let words = ["boot", "--accel", "tcg", "--from", set.as_str(), "--", "/busybox", "sh", "-c", script];
+    let (talk, code, left) = in_small_cache(&scratch, "9m", &words);
+    assert!(talk.contains("the guest cannot write to its disk; is this host's disk full?"), "{talk}");
+    assert_eq!((code, left.as_str()), (Some(3), ""), "{talk}");
+
+    let (talk, code, left) = in_small_cache(&scratch, "1m", &words);
+    assert!(talk.contains("No space left on device") && talk.contains("hint: free some space"), "{talk}");
+    assert_eq!((code, left.as_str()), (Some(125), ""), "{talk}");
 }
 
 #[test]

@@ -11,6 +11,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::workspace::Workspace;
 
+use crate::support::Scratch;
+
 /// The most that anything here may take on a busy machine without KVM.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -35,6 +37,43 @@ pub(crate) fn nginx_base() {
 /// A folder of this test package.
 pub(crate) fn fixture(name: &str) -> Utf8PathBuf {
     Utf8Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/boot").join(name)
+}
+
+/// Writes an archive of one static program, `busybox`, and what else a script puts into the folder that it runs in.
+pub(crate) fn busybox_image(scratch: &Scratch, script: &str) -> Utf8PathBuf {
+    let (root, archive) = (scratch.path().join("root"), scratch.path().join("busybox.tar"));
+    std::fs::create_dir(&root).unwrap();
+    std::fs::copy(which::which("busybox").unwrap(), root.join("busybox")).unwrap();
+    let script = format!("set -e; {script}\ntar -cf \"$0\" .");
+    let made = Command::new("sh").args(["-c", &script, archive.as_str()]).current_dir(root).status();
+    assert!(made.unwrap().success());
+    archive
+}
+
+/// A set as `collect` makes it, of an image's archive; without `init` the disk's own boots.
+pub(crate) fn set_of(scratch: &Scratch, archive: &Utf8Path, with_init: bool) -> Utf8PathBuf {
+    let set = scratch.path().join("set");
+    let disk = set.join("hda.qcow2");
+    std::fs::create_dir(&set).unwrap();
+    let source = format!("rootfs:{archive}");
+    let words = ["image", &source, "--size", "64M", "--output", disk.as_str(), "--format", "qcow2"];
+    let output = xtask(&words).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    complete_set(&set, with_init);
+    set
+}
+
+/// Adds to a set what is not its disk.
+pub(crate) fn complete_set(set: &Utf8Path, with_init: bool) {
+    let workspace = Workspace::discover().unwrap();
+    let kernel = xtask::kernel::latest(&workspace).unwrap();
+    std::fs::copy(kernel.boot_image(), set.join("kernel")).unwrap();
+    if with_init {
+        let init = xtask::init::ready(&workspace).unwrap().unwrap();
+        std::fs::copy(init.binary, set.join("init")).unwrap();
+        let config = r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"]}}"#;
+        std::fs::write(set.join("image.json"), config).unwrap();
+    }
 }
 
 /// A machine that runs in the background; ended with this value.
@@ -83,8 +122,13 @@ impl Machine {
     }
 
     /// Asks the machine to end and returns `boot`'s exit code.
-    pub(crate) fn stop(mut self) -> Option<i32> {
+    pub(crate) fn stop(self) -> Option<i32> {
         self.signal(Signal::INT);
+        self.wait()
+    }
+
+    /// `boot`'s exit code, when the machine has ended.
+    pub(crate) fn wait(mut self) -> Option<i32> {
         self.boot.wait().unwrap().code()
     }
 

@@ -7,7 +7,7 @@ use tar_core::EntryType;
 
 use crate::layers::{Tar, With, gzip, layout};
 use crate::oracle::disk_of;
-use crate::support::{Scratch, texts, xtask};
+use crate::support::{Scratch, in_small_cache, texts};
 use crate::view;
 
 fn write(scratch: &Scratch, bytes: &[u8]) -> Utf8PathBuf {
@@ -199,19 +199,14 @@ fn a_disk_that_is_too_small_says_what_would_do() {
     view::check(&output);
 }
 
-/// A cache on a file system of its own that has no room, which only root can make.
 #[test]
 fn a_host_disk_that_is_full() {
     let scratch = Scratch::new();
     let tar = write(&scratch, &Tar::new().folder("./").file("a", &"a".repeat(30 << 20)).bytes());
-    let small = scratch.path().join("small");
-    fs::create_dir(&small).unwrap();
-    let program = xtask(&small, &[]).get_program().to_str().unwrap().to_owned();
-    let script = "mount -t tmpfs -o size=8m tmpfs \"$1\" && MICROVM_CACHE=\"$1\" \"$2\" image \"rootfs:$3\" --size 64M \
-         --output \"$4\"; echo \"code $?\"; find \"$1\" -type f -size +0";
-    let run =
-        duct::cmd!("unshare", "--mount", "sh", "-c", script, "sh", &small, program, &tar, small.join("out"));
-    let said = run.stderr_to_stdout().stdout_capture().unchecked().read().unwrap();
-    assert!(said.contains("No space left on device") && said.contains("code 125"), "{said}");
-    assert!(said.trim_end().ends_with("code 125"), "something stays behind: {said}");
+    let source = format!("rootfs:{tar}");
+    let output = scratch.cache().join("out");
+    let words = ["image", &source, "--size", "64M", "--output", output.as_str()];
+    let (talk, code, left) = in_small_cache(&scratch, "8m", &words);
+    assert!(talk.contains("No space left on device"), "{talk}");
+    assert_eq!((code, left.as_str()), (Some(125), ""), "{talk}");
 }

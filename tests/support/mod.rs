@@ -82,3 +82,22 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// Runs a task whose cache has so little room (`8m`): what it said, its exit code, and the files that it left there.
+///
+/// The cache is a file system of its own, which root makes in a mount namespace and anybody else in a user namespace too.
+pub(crate) fn in_small_cache(scratch: &Scratch, size: &str, task: &[&str]) -> (String, Option<i32>, String) {
+    let script = "mount -t tmpfs -o size=$1 tmpfs \"$2\" || exit; export MICROVM_CACHE=\"$2\"; shift 2; \"$@\" >&2; \
+         code=$?; find \"$MICROVM_CACHE\" -type f -size +0; exit $code";
+    let namespaces = if rustix::process::geteuid().is_root() { "-m" } else { "-Urm" };
+    std::fs::create_dir_all(scratch.cache()).unwrap();
+    let program = assert_cmd::cargo::cargo_bin!("xtask");
+    let mut command = Command::new("unshare");
+    command
+        .args([namespaces, "sh", "-c", script, "sh", size, scratch.cache().as_str()])
+        .arg(program)
+        .args(task);
+    let output = command.stdin(Stdio::null()).env_remove("RUST_BACKTRACE").output().unwrap();
+    let (left, talk) = texts(&output);
+    (talk, output.status.code(), left)
+}

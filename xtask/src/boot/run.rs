@@ -3,14 +3,14 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use camino::Utf8Path;
 use init::boot_config::{BOOT_CONFIG_PATH, BootConfig, Stdio};
-use init::protocol::{Frame, MAIN_CHANNEL};
+use init::protocol::{Frame, MAIN_CHANNEL, Message};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +85,7 @@ impl Running {
             console_log: run_dir.console_log(),
             clients,
             main,
-            console_on_terminal: !has_agent,
+            console_is_main: !has_agent,
         };
         let supervisor = Supervisor::launch(&order.plan.machine, supervision)?;
         // Nothing tells when an init of the image's own has started its command.
@@ -154,22 +154,32 @@ pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
     // From here on every key is the guest's, until this is dropped.
     let raw_terminal =
         if tty { Some(RawTerminal::enter().context("failed to make the terminal raw")?) } else { None };
-    let session = has_agent.then(|| {
-        let client = running.supervisor.main_client();
+    let client = running.supervisor.main_client();
+    let session = std::thread::spawn(move || {
+        if !has_agent {
+            return print_console(&frames);
+        }
         let session = Session { channel: MAIN_CHANNEL, tty };
         let input = stdin.then(|| Box::new(std::io::stdin()) as Input);
-        std::thread::spawn(move || {
-            let (say, escape) = (client.clone(), client);
-            session.run(frames, move |message| say.say(message), move || escape.give_up(), input, to_our_own)
-        })
+        let (say, escape) = (client.clone(), client);
+        session.run(frames, move |message| say.say(message), move || escape.give_up(), input, to_our_own);
     });
     let ended = running.run();
-    if let Some(session) = session {
-        // All output is written before we say how it ended.
-        let _ = session.join();
-    }
+    // All output is written before we say how it ended.
+    let _ = session.join();
     drop(raw_terminal);
     ended
+}
+
+/// A console takes no part in the conversation.
+fn print_console(frames: &Receiver<Frame>) {
+    for frame in frames {
+        if let Message::Data(stream, bytes) = frame.message
+            && to_our_own(stream, &bytes).is_err()
+        {
+            return;
+        }
+    }
 }
 
 /// Runs the machine with nobody at its streams. `on_started` is called when its main process runs.

@@ -124,7 +124,7 @@ fn probe(console_log: &Utf8Path, kernel: &Utf8Path, initramfs: &Utf8Path) -> any
         console_log: console_log.to_owned(),
         clients: None,
         main: std::sync::mpsc::channel().0,
-        console_on_terminal: false,
+        console_is_main: false,
     };
     let begun = Instant::now();
     Supervisor::launch(&machine, supervision)?.run()?;

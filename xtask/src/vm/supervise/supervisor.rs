@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
-use init::protocol::{Frame, MACHINE_CHANNEL, MAIN_CHANNEL, Message, VERSION};
+use init::protocol::{Frame, MACHINE_CHANNEL, MAIN_CHANNEL, Message, Stream, VERSION};
 use rustix::process::Signal;
 
 use super::console::Console;
@@ -44,8 +44,9 @@ pub struct Supervision {
     pub clients: Option<UnixListener>,
     /// Who gets the main process's frames; the other end may go away at any time.
     pub main: Sender<Frame>,
-    /// The console is also this process's own standard input and output: a machine without an agent.
-    pub console_on_terminal: bool,
+    /// The console is what the main process says, and this process's standard input is typed on it: a machine without
+    /// an agent.
+    pub console_is_main: bool,
 }
 
 /// Says something to the machine on behalf of the main process's holder.
@@ -116,7 +117,7 @@ impl Supervisor {
         let mut command = Command::new(&program);
         command
             .args(qemu::arguments(machine))
-            .stdin(if supervision.console_on_terminal { Stdio::piped() } else { Stdio::null() })
+            .stdin(if supervision.console_is_main { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         // A group of its own: Ctrl-C on the terminal is for us to pass on, not for QEMU to die of.
@@ -198,13 +199,12 @@ impl Supervisor {
                 Ok(Event::Console(bytes)) => {
                     // A full disk must not end the machine; the log is for looking back.
                     let _ = self.log.write_all(&bytes);
-                    if self.supervision.console_on_terminal {
-                        let mut stdout = io::stdout().lock();
-                        let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
-                    }
                     console.push(&bytes).into_iter().for_each(|verdict| life.verdict(now, verdict));
                     let notes = console.take_notes();
-                    if !self.supervision.console_on_terminal {
+                    if self.supervision.console_is_main {
+                        let said = Message::Data(Stream::Stdout, bytes);
+                        deliveries.push(Delivery::Client(MAIN_CLIENT, Frame::new(MAIN_CHANNEL, said)));
+                    } else {
                         // A raw terminal goes down a line, and not back to its beginning.
                         let back = if terminal::is_raw() { "\r" } else { "" };
                         notes.iter().for_each(|line| note!("{line}{back}"));
