@@ -12,6 +12,7 @@ mod load;
 mod network;
 mod nginx;
 mod pid1;
+mod registry;
 mod volumes;
 mod world;
 

@@ -1,15 +1,14 @@
 //! One image from everywhere: archives, folders, standard input and a real registry give the same disk.
 
 use std::fs;
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::layers::{Tar, layout, layout_for_two};
 use crate::oracle::some_layout;
-use crate::support::{Scratch, texts, wait_until};
+use crate::support::registry::{Registry, skopeo};
+use crate::support::{Scratch, texts};
 use crate::view;
 
 /// Digest of the disk that a source gives, and what was said.
@@ -25,46 +24,6 @@ fn disk_digest(scratch: &Scratch, source: &str, more: &[&str]) -> String {
     assert!(output.status.success(), "{source}: {}", texts(&output).1);
     view::check(&disk);
     Sha256::digest(fs::read(&disk).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn skopeo(words: &[&str]) {
-    let all = ["--insecure-policy", "copy", "--quiet"].iter().chain(words).copied();
-    let output = duct::cmd("skopeo", all).stderr_to_stdout().stdout_capture().unchecked().run().unwrap();
-    assert!(output.status.success(), "skopeo {words:?}: {}", String::from_utf8_lossy(&output.stdout));
-}
-
-/// A registry that ends with this value.
-struct Registry {
-    process: Child,
-    host: String,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Registry {
-    /// Debian's docker-registry on a free port of this machine, with more of its configuration.
-    fn start(folder: &Utf8Path, http: &str, auth: &str) -> Registry {
-        // The port is free now; nobody else asks for it in the moment until the registry does.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let host = format!("127.0.0.1:{port}");
-        let config = folder.join("registry.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/storage}}}}\n\
-             http:\n  addr: {host}\n{http}\n{auth}\n"
-        );
-        fs::write(&config, text).unwrap();
-        let mut serve = Command::new("docker-registry");
-        serve.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = serve.spawn().unwrap();
-        let registry = Registry { process, host };
-        wait_until("the registry listens", || std::net::TcpStream::connect(&registry.host).is_ok());
-        registry
-    }
 }
 
 #[test]
@@ -169,7 +128,7 @@ fn a_registry_over_plain_http() {
     let scratch = Scratch::new();
     let layout = some_layout(&scratch.path().join("layout"));
     let oci = format!("oci:{layout}:v1");
-    let registry = Registry::start(scratch.path(), "", "");
+    let registry = Registry::plain(scratch.path());
     let expected = disk_digest(&scratch, &oci, &[]);
     for (name, options) in
         [("oci", &[][..]), ("docker", &["--format", "v2s2"]), ("zstd", &["--dest-compress-format", "zstd"])]
@@ -200,7 +159,7 @@ fn an_image_for_two_machines() {
     let both = format!("oci:{}:v1", layout_for_two(&scratch.path().join("both"), &layers));
     fs::remove_dir_all(scratch.cache()).unwrap();
     assert_eq!(disk_digest(&scratch, &both, &[]), expected);
-    let registry = Registry::start(scratch.path(), "", "");
+    let registry = Registry::plain(scratch.path());
     let image = format!("docker://{}/app:1", registry.host);
     skopeo(&["--all", "--dest-tls-verify=false", &both, &image]);
     fs::remove_dir_all(scratch.cache()).unwrap();
@@ -212,33 +171,11 @@ fn a_registry_with_tls_and_a_password() {
     let scratch = Scratch::new();
     let at = |name: &str| scratch.path().join(name);
     let layout = some_layout(&at("layout"));
-    let certify = duct::cmd!(
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost,IP:127.0.0.1",
-        "-addext",
-        "basicConstraints=critical,CA:FALSE",
-        "-keyout",
-        at("key.pem"),
-        "-out",
-        at("cert.pem")
-    );
-    certify.stderr_null().run().unwrap();
     // bcrypt of `secret`, as `htpasswd -B` writes it.
     fs::write(at("htpasswd"), "tester:$2b$04$2LkU8LC6lvXyMd3Ax9Oo7ui5ENuVc30DikVFTMqUwmxRInlbFmg1O\n")
         .unwrap();
-    let tls = format!("  tls: {{certificate: {}, key: {}}}", at("cert.pem"), at("key.pem"));
     let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}", at("htpasswd"));
-    let registry = Registry::start(scratch.path(), &tls, &auth);
+    let registry = Registry::with_tls(scratch.path(), &auth);
     let image = format!("docker://{}/app:1", registry.host);
     let oci = format!("oci:{layout}:v1");
     skopeo(&["--dest-tls-verify=false", "--dest-creds", "tester:secret", &oci, &image]);

@@ -7,7 +7,7 @@ use super::request::existing;
 use crate::artifact;
 use crate::artifacts::Set;
 use crate::image::config::ImageConfig;
-use crate::image::{self, ImageRequest, Source};
+use crate::image::{self, ImageRequest};
 use crate::kernel::{self, KernelRequest};
 use crate::tasks::Context;
 use crate::vm::machine::DiskFormat;
@@ -31,11 +31,11 @@ pub struct Bootable {
     pub config: ImageConfig,
 }
 
-/// Makes what is missing of a source's machine.
-pub fn from_source(context: &Context, source: Source) -> anyhow::Result<Bootable> {
+/// Makes what is missing of a machine for an image.
+pub fn from_image(context: &Context, request: &ImageRequest) -> anyhow::Result<Bootable> {
     let kernel = kernel::ensure(context, &KernelRequest::default())?;
     let init = crate::init::ensure(context)?;
-    let image = image::ensure(context, &ImageRequest::new(source), &init.binary)?;
+    let image = image::ensure(context, request, &init.binary)?;
     Ok(Bootable {
         image: image.name.clone(),
         short_name: image.name,

@@ -126,7 +126,7 @@ fn unpack(blob: &Layer, compression: Compression, unpacking: &Unpacking) -> anyh
             let (from, to) = (human_bytes(blob.length), human_bytes(limit));
             return Err(hinted(
                 anyhow!("it unpacks from {from} to more than {to}, which is refused"),
-                "if it is meant to be so large, `cargo xtask image SOURCE --unpack-limit SIZE` allows it",
+                "if it is meant to be so large, `--unpack-limit SIZE` allows it",
             ));
         }
         hash.update(&buffer[..read]);

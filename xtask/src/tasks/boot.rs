@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::Context;
-use crate::boot::bootable::{Bootable, from_set, from_source};
+use super::image::ImageOptions;
+use crate::boot::bootable::{Bootable, from_image, from_set};
 use crate::boot::plan::{Parts, Plan, plan};
 use crate::boot::request::{
     NetworkRequest, TmpfsRequest, VolumeRequest, existing, gather_variables, parse_duration, parse_network,
@@ -55,7 +56,7 @@ pub struct BootArgs {
     command: Vec<String>,
 
     /// Boot a folder that `collect` made, or one with the recipe's files, in place of SOURCE
-    #[arg(long, value_name = "DIR", conflicts_with = "source")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["source", "ImageOptions"])]
     from: Option<Utf8PathBuf>,
 
     /// Publish a port of the guest: [[IP:]HOST:]GUEST[/udp]; on 127.0.0.1 unless an IP is named, HOST 0 picks a free one
@@ -165,6 +166,9 @@ pub struct BootArgs {
     /// Print the QEMU command line, ready to paste, in place of running it
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    image: ImageOptions,
 }
 
 impl BootArgs {
@@ -189,7 +193,7 @@ impl BootArgs {
         context.require(&[Purpose::Boot])?;
         let bootable = match &self.from {
             Some(folder) => from_set(folder)?,
-            None => from_source(context, source)?,
+            None => from_image(context, &self.image.request(source))?,
         };
         if self.publish_all {
             ports = ports::settle(&attachments::with_exposed(ports, &bootable.config)?)?;

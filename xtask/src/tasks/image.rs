@@ -23,8 +23,9 @@ pub struct ImageArgs {
     #[arg(required = true)]
     source: Option<Source>,
 
-    #[command(flatten)]
-    options: ImageOptions,
+    /// Call it this
+    #[arg(long)]
+    name: Option<String>,
 
     /// Write the disk to this file too
     #[arg(short, long, value_name = "FILE")]
@@ -33,15 +34,15 @@ pub struct ImageArgs {
     /// What the file is written as
     #[arg(long, value_enum, default_value_t, requires = "output")]
     format: export::Format,
+
+    #[command(flatten)]
+    options: ImageOptions,
 }
 
 /// How an image is made into a disk; the same for every task that takes one.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "How the disk is made")]
 pub struct ImageOptions {
-    /// Call it this
-    #[arg(long)]
-    pub name: Option<String>,
-
     /// The disk's size as the guest sees it; it takes only the space that is written to [default: at least 8G]
     #[arg(long, value_name = "SIZE", value_parser = disk::size::parse)]
     pub size: Option<u64>,
@@ -77,7 +78,7 @@ impl ImageOptions {
     pub fn request(&self, source: Source) -> ImageRequest {
         ImageRequest {
             source,
-            name: self.name.clone(),
+            name: None,
             size: self.size,
             build_args: self.build_arg.clone(),
             builder: self.builder,
@@ -149,7 +150,8 @@ impl ImageArgs {
         } else {
             Utf8PathBuf::new()
         };
-        let image = image::ensure(context, &self.options.request(source), &init_binary)?;
+        let request = ImageRequest { name: self.name, ..self.options.request(source) };
+        let image = image::ensure(context, &request, &init_binary)?;
         if let Some(output) = &self.output {
             export::write(&image, output, self.format)?;
             note!("wrote `{output}`");

@@ -280,7 +280,7 @@ impl Client {
 /// There is no answer; `what` says whose. Trying again helps where it may be for a moment.
 fn unreachable(error: ureq::Error, what: String) -> Failure {
     let hint = if is_about_trust(&error) {
-        "put the registry's certificate into `/etc/containers/certs.d/HOST/ca.crt`, or `cargo xtask image SOURCE --tls-verify=false`"
+        "put the registry's certificate into `/etc/containers/certs.d/HOST/ca.crt`, or trust it blindly with `--tls-verify=false`"
     } else if is_about_name(&error) {
         // The resolver has tried several times by itself.
         "see that the name is right and that this host has a network; archives and local images need none"
