@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use rustix::process::{Signal, kill_process};
+use xtask::host::tools::find;
 use xtask::workspace::Workspace;
 
 use crate::support::{Scratch, wait_until};
@@ -78,9 +79,9 @@ fn a_machine_lives_in_the_background_and_is_stopped_in_good_order() {
     let converted =
         Command::new("qemu-img").args(["convert", "-O", "raw", kept.as_str()]).arg(raw.path()).status();
     assert!(converted.unwrap().success());
-    let (checked, talk, code) = said(Command::new("e2fsck").arg("-fn").arg(raw.path()));
+    let (checked, talk, code) = said(Command::new(find("e2fsck").unwrap()).arg("-fn").arg(raw.path()));
     assert_eq!(code, Some(0), "{checked}{talk}");
-    let shown = said(Command::new("debugfs").args(["-R", "cat /kept"]).arg(raw.path()));
+    let shown = said(Command::new(find("debugfs").unwrap()).args(["-R", "cat /kept"]).arg(raw.path()));
     assert_eq!(shown.0, "kept\n");
     fs::remove_file(kept).unwrap();
 

@@ -88,7 +88,10 @@ fn a_named_volume_starts_with_the_images_files_and_outlives_its_machine() {
 
     // It is a whole file system, and takes no more space than what was written.
     let disk = volume::disk(&Workspace::discover().unwrap(), &named.0);
-    let check = Command::new("e2fsck").args(["-fn", disk.as_str()]).output().unwrap();
+    let check = Command::new(xtask::host::tools::find("e2fsck").unwrap())
+        .args(["-fn", disk.as_str()])
+        .output()
+        .unwrap();
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
 
     let (said, talk, code) = boot(&["-v", &read_only], "cat /elsewhere/file; echo x >/elsewhere/file");

@@ -1,6 +1,6 @@
 //! Images of every kind against other programs' reading of them, a real registry, and input that is bad.
 //!
-//! The oracles unpack owners and devices, so these tests want root.
+//! The oracles unpack owners and devices: those tests are root's, and another user's run goes through sudo.
 
 #[path = "../support/mod.rs"]
 mod support;

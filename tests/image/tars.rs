@@ -12,7 +12,7 @@ use tar_core::EntryType;
 
 use crate::layers::{Tar, With};
 use crate::oracle::disk_of;
-use crate::support::Scratch;
+use crate::support::{Scratch, again_as_root};
 use crate::view::{self, View};
 
 /// `setfacl -m u:65501:rw,g:65502:r` on a file of mode 0640, as `getfattr -e hex` shows it.
@@ -136,6 +136,9 @@ fn tar_of(scratch: &Scratch, root: &Utf8Path, options: &[&str]) -> String {
 
 #[test]
 fn pax_with_attributes() {
+    if again_as_root("tars::pax_with_attributes") {
+        return;
+    }
     let scratch = Scratch::new();
     let root = scratch.path().join("root");
     fs::create_dir(&root).unwrap();
@@ -159,6 +162,9 @@ fn pax_with_attributes() {
 /// GNU's own format has no attributes and whole seconds.
 #[test]
 fn gnu_and_its_sparse_files() {
+    if again_as_root("tars::gnu_and_its_sparse_files") {
+        return;
+    }
     let scratch = Scratch::new();
     let root = scratch.path().join("root");
     fs::create_dir(&root).unwrap();
@@ -203,6 +209,9 @@ fn a_root_file_system_may_have_names_like_whiteouts() {
 /// An independent reader: e2fsprogs's own debugfs, on what it shows in one line.
 #[test]
 fn debugfs_sees_the_same_inode() {
+    if again_as_root("tars::debugfs_sees_the_same_inode") {
+        return;
+    }
     let scratch = Scratch::new();
     let root = scratch.path().join("root");
     fs::create_dir(&root).unwrap();

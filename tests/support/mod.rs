@@ -102,3 +102,18 @@ pub(crate) fn in_small_cache(scratch: &Scratch, size: &str, task: &[&str]) -> (S
     let (left, talk) = texts(&output);
     (talk, output.status.code(), left)
 }
+
+/// Where a test needs root and has it not, it is run again through sudo, which is then all of it: its body returns.
+/// `test` is its whole name.
+pub(crate) fn again_as_root(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return false;
+    }
+    let mut again = Command::new("sudo");
+    again.arg("--").arg(std::env::current_exe().unwrap()).args(["--exact", test]);
+    let output = again.output().expect("sudo is here");
+    let (said, talk) = texts(&output);
+    // The count shows that the name is a test's.
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{talk}");
+    true
+}
