@@ -4,6 +4,7 @@
 
 use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::process::{Resource, getrlimit};
 
 use super::dockerfile::BuildContext;
 use crate::artifact::read_text;
@@ -104,6 +105,7 @@ pub fn build(
         if has_hybrid_cgroups() && !is_chosen {
             arguments.push("--isolation=chroot".into());
         }
+        arguments.extend(own_limits());
     }
     arguments.extend(["--iidfile".into(), id_file.to_string(), "--tag".into(), tag.into()]);
     for build_arg in build_args {
@@ -135,6 +137,17 @@ pub fn export(builder: Builder, image: &str, archive: &Utf8Path) -> anyhow::Resu
     };
     run(builder, &format!("exporting the image from {}", builder.program()), words)
         .with_context(|| format!("failed to export the image `{image}` from {}", builder.program()))
+}
+
+/// Podman 5 raises these limits for what it builds, and fails where the host lets nobody raise them: keep our own.
+fn own_limits() -> Vec<String> {
+    [("nofile", Resource::Nofile), ("nproc", Resource::Nproc)]
+        .into_iter()
+        .filter_map(|(name, resource)| {
+            let most = getrlimit(resource).maximum?;
+            Some(format!("--ulimit={name}={most}:{most}"))
+        })
+        .collect()
 }
 
 fn run(builder: Builder, what: &str, arguments: Vec<String>) -> anyhow::Result<()> {
