@@ -139,12 +139,16 @@ pub fn export(builder: Builder, image: &str, archive: &Utf8Path) -> anyhow::Resu
         .with_context(|| format!("failed to export the image `{image}` from {}", builder.program()))
 }
 
-/// Podman 5 raises these limits for what it builds, and fails where the host lets nobody raise them: keep our own.
+/// Podman 5 raises the limits of what it builds, and fails where the host lets nobody raise them: say our own.
+///
+/// Podman 4 lowers its own limit of processes to `pid_max` first, and then cannot go back above it.
 fn own_limits() -> Vec<String> {
-    [("nofile", Resource::Nofile), ("nproc", Resource::Nproc)]
+    let pid_max = std::fs::read_to_string("/proc/sys/kernel/pid_max");
+    let pid_max = pid_max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
+    [("nofile", Resource::Nofile, u64::MAX), ("nproc", Resource::Nproc, pid_max)]
         .into_iter()
-        .filter_map(|(name, resource)| {
-            let most = getrlimit(resource).maximum?;
+        .filter_map(|(name, resource, bound)| {
+            let most = getrlimit(resource).maximum?.min(bound);
             Some(format!("--ulimit={name}={most}:{most}"))
         })
         .collect()
