@@ -1,17 +1,42 @@
-//! What is made on the host for one machine before it starts: links to single files, the guard's sockets, a place in a
-//! private network, ports for what the image exposes.
+//! What is made on the host for one machine before it starts: its root disk, links to single files, the guard's sockets,
+//! a place in a private network, ports for what the image exposes.
 
 use anyhow::Context as _;
+use camino::Utf8Path;
 
+use super::bootable::Bootable;
 use super::request::{Volume, VolumeContent};
 use crate::artifact::create_folder;
-use crate::disk::volume;
+use crate::disk::{self, volume};
 use crate::image::config::ImageConfig;
 use crate::note;
-use crate::vm::machine::{GuardSockets, PortProtocol, PrivateNetwork, PublishedPort};
+use crate::vm::machine::{Disk, DiskFormat, GuardSockets, PortProtocol, PrivateNetwork, PublishedPort};
 use crate::vm::net::members::{self, Member};
 use crate::vm::record::run_dir::{RunDir, restrict};
 use crate::workspace::Workspace;
+
+/// The disk that the guest writes to: an overlay over the image's, fresh, or `kept` under a name from boot to boot.
+pub fn root(
+    workspace: &Workspace,
+    bootable: &Bootable,
+    run_dir: &RunDir,
+    kept: Option<&str>,
+) -> anyhow::Result<Disk> {
+    let overlay = match kept {
+        Some(name) => workspace.persistent_disks().join(format!("{name}.qcow2")),
+        None => run_dir.overlay(),
+    };
+    if !overlay.exists() {
+        create_folder(overlay.parent().unwrap_or(Utf8Path::new(".")))?;
+        disk::overlay(&bootable.disk, bootable.disk_format, &overlay)?;
+    }
+    Ok(Disk { path: overlay, format: DiskFormat::Qcow2, read_only: false, snapshot: false })
+}
+
+/// The image's own disk, with what the guest writes thrown away by QEMU.
+pub fn discarding_root(bootable: &Bootable) -> Disk {
+    Disk { path: bootable.disk.clone(), format: bootable.disk_format, read_only: false, snapshot: true }
+}
 
 /// Puts each single file into a folder of the machine's own, so that root in the guest sees none of those beside it.
 pub fn with_files_alone(volumes: Vec<Volume>, run_dir: &RunDir) -> Vec<Volume> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 use init::boot_config::Stdio;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
@@ -25,7 +25,7 @@ use crate::host::{ports, tools::Purpose};
 use crate::image::config::Overrides;
 use crate::image::{self, Source};
 use crate::vm::client::terminal;
-use crate::vm::machine::{Disk, DiskFormat, PublishedPort, parse_memory_mib};
+use crate::vm::machine::{PublishedPort, parse_memory_mib};
 use crate::vm::qemu;
 use crate::vm::record::Description;
 use crate::vm::record::run_dir::{RunDir, parse_name};
@@ -241,7 +241,11 @@ impl BootArgs {
         let parts = Parts {
             kernel: bootable.kernel.clone(),
             initramfs: bootable.initramfs.is_some().then(|| run_dir.initramfs()),
-            root: self.root_disk(workspace, &bootable, &run_dir)?,
+            root: if self.dry_run {
+                attachments::discarding_root(&bootable)
+            } else {
+                attachments::root(workspace, &bootable, &run_dir, self.kept_disk(&bootable))?
+            },
             accelerator,
             memory_mib: self.memory,
             cpus: self.cpus,
@@ -343,28 +347,9 @@ impl BootArgs {
         ports::settle(&ports)
     }
 
-    /// The disk that the guest writes to: an overlay over the image's, fresh or kept.
-    fn root_disk(
-        &self,
-        workspace: &Workspace,
-        bootable: &Bootable,
-        run_dir: &RunDir,
-    ) -> anyhow::Result<Disk> {
-        let disk = |path, format, snapshot| Disk { path, format, read_only: false, snapshot };
-        if self.dry_run {
-            return Ok(disk(bootable.disk.clone(), bootable.disk_format, true));
-        }
-        let overlay = if self.persist {
-            let kept = self.name.clone().unwrap_or_else(|| bootable.short_name.clone());
-            workspace.persistent_disks().join(format!("{kept}.qcow2"))
-        } else {
-            run_dir.overlay()
-        };
-        if !overlay.exists() {
-            artifact::create_folder(overlay.parent().unwrap_or(Utf8Path::new(".")))?;
-            disk::overlay(&bootable.disk, bootable.disk_format, &overlay)?;
-        }
-        Ok(disk(overlay, DiskFormat::Qcow2, false))
+    /// What the disk is called that keeps what the guest writes, where one does.
+    fn kept_disk<'a>(&'a self, bootable: &'a Bootable) -> Option<&'a str> {
+        self.persist.then(|| self.name.as_deref().unwrap_or(&bootable.short_name))
     }
 
     /// The machine as one would start it by hand: the console on the terminal in place of the agent, writes thrown away.
