@@ -1,11 +1,12 @@
 //! `doctor` and `setup`: what they say of a host that has next to nothing, without changing it.
 
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::process::{Command, Stdio};
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use rexpect::process::WaitStatus;
-use xtask::host::tools::{Purpose, find, missing};
+use xtask::host::tools::{Probe, Purpose, TOOLS, find, missing};
 
 use crate::support::{DEADLINE, Scratch, texts};
 
@@ -131,6 +132,62 @@ fn on_a_terminal_it_asks_and_takes_no_for_an_answer() {
     session.exp_eof().unwrap();
     let status = session.process().wait().unwrap();
     assert!(matches!(status, WaitStatus::Exited(_, 125)), "{status:?}");
+}
+
+/// Makes a program of a shell script.
+fn script(folder: &Utf8Path, name: &str, text: &str) {
+    let path = folder.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn what_apt_takes_away_to_bring_another_comes_back() {
+    let scratch = Scratch::new();
+    let programs: Vec<&str> = TOOLS
+        .iter()
+        .filter_map(|tool| match tool.probe {
+            Probe::Program(name) if name != "flex" && !name.starts_with("apt") => Some(name),
+            _ => None,
+        })
+        .filter(|name| find(name).is_some())
+        .collect();
+    let mut command = xtask_with(&scratch, &programs, &["setup", "--yes"]);
+    let bin = scratch.path().join("bin");
+    let (flex, make, rm, ln) =
+        (find("flex").unwrap(), find("make").unwrap(), find("rm").unwrap(), find("ln").unwrap());
+    // A package manager that holds the one to be in the other's way, once.
+    script(
+        &bin,
+        "apt-get",
+        &format!(
+            r#"case "$*" in
+            *" install "*" flex") {rm} {bin}/make; {ln} -s {flex} {bin}/flex ;;
+            *" install "*" make") {ln} -s {make} {bin}/make ;;
+            esac"#
+        ),
+    );
+    script(&bin, "env", r#"while [ "${1#*=}" != "$1" ]; do shift; done; exec "$@""#);
+    script(&bin, "sudo", r#"exec "$@""#);
+    let output = command.output().unwrap();
+    let (_, talk) = texts(&output);
+    assert_eq!(output.status.code(), Some(0), "{talk}");
+    assert!(talk.contains("installing flex\n") && talk.contains("installing make\n"), "{talk}");
+    assert!(bin.join("make").exists() && bin.join("flex").exists(), "{talk}");
+}
+
+#[test]
+fn a_docker_without_a_daemon_builds_nothing() {
+    let scratch = Scratch::new();
+    let mut command = xtask_with(&scratch, &[], &["doctor"]);
+    script(&scratch.path().join("bin"), "docker", "exit 1");
+    let (table, _) = texts(&command.output().unwrap());
+    assert!(table.contains("missing  podman or buildah or docker"), "{table}");
+    assert!(table.contains("built by   not possible"), "{table}");
+    script(&scratch.path().join("bin"), "docker", "exit 0");
+    let (table, _) = texts(&command.output().unwrap());
+    assert!(table.contains("ok       podman or buildah or docker"), "{table}");
+    assert!(table.contains("built by   docker"), "{table}");
 }
 
 #[test]

@@ -141,9 +141,8 @@ fn accelerator_state(workspace: &Workspace) -> AcceleratorState {
 }
 
 fn builds() -> String {
-    let found = ["podman", "buildah", "docker"].into_iter().find(|name| tools::find(name).is_some());
-    match found {
-        None => "not possible: neither podman, buildah nor docker is there".into(),
+    match tools::find_builder() {
+        None => "not possible: no podman, no buildah, and no docker whose daemon answers".into(),
         Some("docker") => "docker".into(),
         Some(name) if builder::has_hybrid_cgroups() => {
             format!("{name}, with chroot isolation: this host's cgroups are hybrid")

@@ -23,16 +23,29 @@ pub enum Consent {
     Ask,
 }
 
-/// Makes sure that all tools for some work are on this host.
-pub fn require(purposes: &[Purpose], consent: Consent) -> anyhow::Result<()> {
-    let missing = tools::missing(purposes);
-    if missing.is_empty() { Ok(()) } else { install(&missing, consent) }
+/// apt may take one tool away to bring another, such as a newer qemu-utils for the qemu-system-x86 that it has. What was
+/// taken away is installed in the next round, in the version that fits.
+const ROUNDS: usize = 3;
+
+/// Makes sure that all tools for some work are on this host. True if something had to be installed.
+///
+/// Errors where the user declines, where there is no apt, where it fails, and where a tool is still missing afterwards.
+pub fn require(purposes: &[Purpose], consent: Consent) -> anyhow::Result<bool> {
+    for round in 0..ROUNDS {
+        let missing = tools::missing(purposes);
+        if missing.is_empty() {
+            return Ok(round > 0);
+        }
+        install(&missing, consent)?;
+    }
+    match tools::missing(purposes).first() {
+        Some(tool) => bail!("`{}` is missing again after other packages were installed", tool.name()),
+        None => Ok(true),
+    }
 }
 
 /// Installs the packages that bring these tools.
-///
-/// Errors where the user declines, where there is no apt, where it fails, and where a tool is still missing afterwards.
-pub fn install(missing: &[Tool], consent: Consent) -> anyhow::Result<()> {
+fn install(missing: &[Tool], consent: Consent) -> anyhow::Result<()> {
     let names = missing.iter().map(|tool| format!("`{}`", tool.name())).collect::<Vec<_>>().join(", ");
     let packages: BTreeSet<&str> = missing.iter().map(|tool| tool.package).collect();
     if tools::find("apt-get").is_none() {

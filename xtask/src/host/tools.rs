@@ -7,8 +7,8 @@ use camino::Utf8PathBuf;
 pub enum Probe {
     /// A program on PATH, or in the folders for system administration that a user's PATH may lack.
     Program(&'static str),
-    /// Any one of these programs.
-    AnyProgram(&'static [&'static str]),
+    /// A program that builds Dockerfiles: one of [`BUILDERS`] that works.
+    Builder,
     /// Any one of these files: headers, libraries.
     AnyFile(&'static [&'static str]),
     /// A program that podman and buildah need where they are not run by root. Docker's daemon does without.
@@ -103,7 +103,7 @@ pub const TOOLS: &[Tool] = &[
     program("tar", "tar", &[Kernel, Collect, Test]),
     program("qemu-system-x86_64", "qemu-system-x86", &[Boot]),
     program("qemu-img", "qemu-utils", &[Image, Boot]),
-    tool(Probe::AnyProgram(&["podman", "buildah", "docker"]), "podman", &[Build]),
+    tool(Probe::Builder, "podman", &[Build]),
     tool(Probe::RootlessPodman("newuidmap"), "uidmap", &[Build]),
     // a RUN's network: the one is podman 4's, the other podman 5's
     tool(Probe::RootlessPodman("slirp4netns"), "slirp4netns", &[Build]),
@@ -113,6 +113,8 @@ pub const TOOLS: &[Tool] = &[
     program("ssh", "openssh-client", &[Collect]),
     program("virt-make-fs", "guestfs-tools", &[Guestfs]),
     program("mmdebstrap", "mmdebstrap", &[Test]),
+    // keeps the stand-in base, whichever program builds Dockerfiles
+    program("podman", "podman", &[Test]),
     program("sshd", "openssh-server", &[Test]),
     program("ssh-keygen", "openssh-client", &[Test]),
     program("cpio", "cpio", &[Test]),
@@ -132,10 +134,23 @@ pub const TOOLS: &[Tool] = &[
 /// A user's PATH on Debian lacks these, and some tools live there (mke2fs, sshd).
 const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
+/// The programs that build Dockerfiles, the first choice first.
+pub const BUILDERS: [&str; 3] = ["podman", "buildah", DOCKER];
+
+const DOCKER: &str = "docker";
+
+/// The first of [`BUILDERS`] that is there and works: docker's client may be there without a daemon.
+pub fn find_builder() -> Option<&'static str> {
+    BUILDERS.into_iter().find(|name| find(name).is_some() && (*name != DOCKER || docker_answers()))
+}
+
+fn docker_answers() -> bool {
+    duct::cmd!(DOCKER, "version").stdin_null().stdout_null().stderr_null().run().is_ok()
+}
+
 /// True if Dockerfiles are built by podman or buildah as a plain user.
 fn builds_rootless() -> bool {
-    let has_daemonless = find("podman").or_else(|| find("buildah")).is_some();
-    !rustix::process::geteuid().is_root() && (has_daemonless || find("docker").is_none())
+    !rustix::process::geteuid().is_root() && find_builder() != Some(DOCKER)
 }
 
 /// Where a program is, or `None`.
@@ -151,7 +166,7 @@ impl Tool {
     pub fn locate(&self) -> Option<Utf8PathBuf> {
         match self.probe {
             Probe::Program(name) => find(name),
-            Probe::AnyProgram(names) => names.iter().find_map(|name| find(name)),
+            Probe::Builder => find_builder().and_then(find),
             Probe::AnyFile(paths) => paths.iter().map(Utf8PathBuf::from).find(|path| path.exists()),
             Probe::RootlessPodman(name) => find(name),
         }
@@ -161,7 +176,7 @@ impl Tool {
     pub fn name(&self) -> String {
         match self.probe {
             Probe::Program(name) | Probe::RootlessPodman(name) => name.to_owned(),
-            Probe::AnyProgram(names) => names.join(" or "),
+            Probe::Builder => BUILDERS.join(" or "),
             Probe::AnyFile(paths) => paths[0].to_owned(),
         }
     }

@@ -4,6 +4,7 @@
 
 use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
+use clap::ValueEnum as _;
 use rustix::process::{Resource, getrlimit};
 
 use super::dockerfile::BuildContext;
@@ -41,17 +42,11 @@ impl Builder {
             ensure_found(found.is_some(), builder.program())?;
             return Ok(builder);
         }
-        let all = [Builder::Podman, Builder::Buildah, Builder::Docker];
-        all.into_iter()
-            .find(|builder| tools::find(builder.program()).is_some() && builder.answers())
+        tools::find_builder()
+            .and_then(|found| Builder::value_variants().iter().find(|builder| builder.program() == found))
+            .copied()
             .context("no program that builds Dockerfiles works here: podman, buildah or docker")
             .hint("`cargo xtask setup` installs podman")
-    }
-
-    /// Docker's client may be there without a daemon.
-    fn answers(self) -> bool {
-        self != Builder::Docker
-            || duct::cmd!("docker", "version").stdin_null().stdout_null().stderr_null().run().is_ok()
     }
 
     /// The id of an image in this program's own storage; `None` where it is not there.

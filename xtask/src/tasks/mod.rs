@@ -55,6 +55,6 @@ fn each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -> u8
 impl Context {
     /// Makes sure that the tools for some work are on this host, installing them where that is agreed.
     pub fn require(&self, purposes: &[Purpose]) -> anyhow::Result<()> {
-        require(purposes, self.consent)
+        require(purposes, self.consent).map(drop)
     }
 }

@@ -1,8 +1,8 @@
 //! `setup`: installs every tool that tasks use.
 
 use super::Context;
-use crate::host::setup::install;
-use crate::host::tools::{self, Purpose};
+use crate::host::setup::require;
+use crate::host::tools::Purpose;
 use crate::note;
 
 /// Install every tool that the tasks use and this host lacks
@@ -21,12 +21,10 @@ impl SetupArgs {
         if self.tests {
             purposes.push(Purpose::Test);
         }
-        let missing = tools::missing(&purposes);
-        if missing.is_empty() {
-            note!("everything is there");
-        } else {
-            install(&missing, context.consent)?;
+        if require(&purposes, context.consent)? {
             note!("installed; `cargo xtask doctor` shows what this host can do");
+        } else {
+            note!("everything is there");
         }
         Ok(0)
     }
