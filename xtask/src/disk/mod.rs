@@ -1,7 +1,6 @@
 //! Disks: [`ext4`] file systems made from an image's tree, qcow2 files around and on top of them, and named
 //! [volumes](volume).
 
-mod contents;
 pub mod copy;
 pub mod ext4;
 pub mod guestfs;

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::ext4;
+use super::ext4::Plan;
 use crate::artifact::{Lock, Staged, remove_any};
 use crate::error::Hint as _;
 use crate::image::tree::Tree;
@@ -46,7 +46,7 @@ pub fn ensure(workspace: &Workspace, disk: &Utf8Path) -> anyhow::Result<()> {
     let make = || {
         let staged = Staged::new(disk)?;
         let file = File::create_new(staged.path())?;
-        ext4::write(Tree::default(), &[], &file, SIZE, |_| {})?;
+        Plan::new(Tree::default())?.write(&[], &file, SIZE, |_| {})?;
         staged.publish()
     };
     make().with_context(|| format!("failed to make the volume `{disk}`"))

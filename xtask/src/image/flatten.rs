@@ -6,8 +6,8 @@
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::layer::{Entry, EntryKind, Layer, display};
-use super::tree::{Inode, InodeId, Kind, ROOT, Slot, Tree};
+use super::layer::{Entry, EntryKind, Layer, Xattrs, display};
+use super::tree::{IMPLIED, InodeId, Kind, ROOT, Slot, Tree};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -71,9 +71,7 @@ impl Applied<'_> {
         let names = components(&path)?;
         let Some((&name, parents)) = names.split_last() else {
             ensure!(kind == EntryKind::Directory, "the root can only be a directory");
-            let root = self.tree.inode_mut(ROOT);
-            (root.metadata, root.xattrs) = (metadata, boxed(xattrs));
-            return Ok(());
+            return self.tree.set_metadata(ROOT, metadata, in_order(xattrs));
         };
         if whiteouts == Whiteouts::Apply && name.starts_with(WHITEOUT) {
             return self.whiteout(parents, name);
@@ -83,28 +81,23 @@ impl Applied<'_> {
         let kind = match kind {
             EntryKind::Directory => {
                 if let Some(there) = existing
-                    && self.tree.directory(there).is_some()
+                    && self.tree.is_directory(there)
                 {
-                    let inode = self.tree.inode_mut(there);
-                    (inode.metadata, inode.xattrs) = (metadata, boxed(xattrs));
+                    self.tree.set_metadata(there, metadata, in_order(xattrs))?;
                     return self.link(parent, name, there);
                 }
-                Kind::Directory(Default::default())
+                Kind::Directory
             }
             EntryKind::Hardlink(target) => {
                 let there = self
                     .find(&target)
                     .with_context(|| format!("failed to follow its target {}", display(&target)))?
                     .with_context(|| format!("its target {} does not exist", display(&target)))?;
-                ensure!(
-                    self.tree.directory(there).is_none(),
-                    "its target {} is a directory",
-                    display(&target)
-                );
+                ensure!(!self.tree.is_directory(there), "its target {} is a directory", display(&target));
                 return self.link(parent, name, there);
             }
             EntryKind::File(content) => Kind::File(content),
-            EntryKind::Symlink(target) => {
+            EntryKind::Symlink(ref target) => {
                 // symlink(2): PATH_MAX with its zero byte.
                 ensure!(
                     (1..4096).contains(&target.len()) && !target.contains(&0),
@@ -115,20 +108,17 @@ impl Applied<'_> {
             }
             EntryKind::Special(special) => Kind::Special(special),
         };
-        let inode = self.tree.add(Inode { kind, metadata, xattrs: boxed(xattrs) })?;
+        let inode = self.tree.add(kind, metadata, in_order(xattrs))?;
         self.link(parent, name, inode)
     }
 
     fn lookup(&self, directory: InodeId, name: &[u8]) -> Option<InodeId> {
-        self.tree.directory(directory)?.get(name).map(|slot| slot.inode)
+        self.tree.lookup(directory, name).map(|slot| slot.inode)
     }
 
     /// Gives an inode a name, in place of what had it.
     fn link(&mut self, directory: InodeId, name: &[u8], inode: InodeId) -> anyhow::Result<()> {
-        let slot = Slot { inode, layer: self.layer };
-        let entries = self.tree.directory_mut(directory).context("its parent is not a directory")?;
-        entries.insert(name.into(), slot);
-        Ok(())
+        self.tree.link(directory, name, Slot { inode, layer: self.layer })
     }
 
     /// Finds the directory that a new entry goes into, making what is missing on the way.
@@ -166,13 +156,13 @@ impl Applied<'_> {
                 if missing == Missing::Stop {
                     return Ok(None);
                 }
-                let made = self.tree.add(Inode::implied_directory())?;
+                let made = self.tree.add(Kind::Directory, IMPLIED, Xattrs::new())?;
                 self.link(here, &name, made)?;
                 way.push(made);
                 continue;
             };
-            match &self.tree.inode(next).kind {
-                Kind::Directory(_) => {
+            match self.tree.inode(next).kind {
+                Kind::Directory => {
                     if missing == Missing::Make {
                         // This layer is about to put something below: an opaque marker must not take it away.
                         self.link(here, &name, next)?;
@@ -206,15 +196,12 @@ impl Applied<'_> {
             return Ok(());
         }
         let layer = self.layer;
-        let Some(slot) = self.tree.directory(directory).and_then(|entries| entries.get(hidden)).copied()
-        else {
-            return Ok(());
-        };
+        let Some(slot) = self.tree.lookup(directory, hidden) else { return Ok(()) };
         // Whiteouts speak of lower layers alone, wherever in the layer they stand.
         if slot.layer == layer {
             self.hide_lower(slot.inode);
-        } else if let Some(entries) = self.tree.directory_mut(directory) {
-            entries.remove(hidden);
+        } else {
+            self.tree.unlink(directory, hidden);
         }
         Ok(())
     }
@@ -224,10 +211,8 @@ impl Applied<'_> {
         let layer = self.layer;
         let mut ahead = vec![directory];
         while let Some(here) = ahead.pop() {
-            if let Some(entries) = self.tree.directory_mut(here) {
-                entries.retain(|_, slot| slot.layer == layer);
-                ahead.extend(entries.values().map(|slot| slot.inode));
-            }
+            self.tree.retain(here, |slot| slot.layer == layer);
+            ahead.extend(self.tree.entries(here).map(|(_, slot)| slot.inode));
         }
     }
 }
@@ -240,10 +225,10 @@ enum Missing {
     Stop,
 }
 
-fn boxed(mut xattrs: super::layer::Xattrs) -> Option<Box<super::layer::Xattrs>> {
+fn in_order(mut xattrs: Xattrs) -> Xattrs {
     // Of two values for one name the later counts, as in every PAX header.
     xattrs.reverse();
     xattrs.sort_by(|a, b| a.0.cmp(&b.0));
     xattrs.dedup_by(|later, first| later.0 == first.0);
-    (!xattrs.is_empty()).then(|| Box::new(xattrs))
+    xattrs
 }

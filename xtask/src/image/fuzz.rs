@@ -52,11 +52,12 @@ pub fn layer(input: &[u8]) {
 
 /// Refused or written, where it is small: contents and metadata find their places without a panic.
 fn write_disk(tree: &Tree, layers: &[Layer]) {
-    if ext4::demand(tree).minimum_size() > DISK {
+    let Ok(plan) = ext4::Plan::new(tree.clone()) else { return };
+    if plan.minimum_size() > DISK {
         return;
     }
     if let Ok(file) = tempfile::tempfile() {
-        let _ = ext4::write(tree.clone(), layers, &file, DISK, |_| {});
+        let _ = plan.write(layers, &file, DISK, |_| {});
     }
 }
 
@@ -78,8 +79,8 @@ fn names(tree: &Tree, folder: super::tree::InodeId) -> Vec<Box<[u8]>> {
     let mut found = Vec::new();
     let mut ahead = vec![folder];
     while let Some(here) = ahead.pop() {
-        for (name, slot) in tree.directory(here).into_iter().flatten() {
-            found.push(name.clone());
+        for (name, slot) in tree.sorted_entries(here) {
+            found.push(name.into());
             ahead.push(slot.inode);
         }
     }
@@ -91,10 +92,10 @@ fn contents(tree: &Tree) -> Vec<u64> {
     let mut found = Vec::new();
     let mut ahead = vec![ROOT];
     while let Some(here) = ahead.pop() {
-        for slot in tree.directory(here).into_iter().flat_map(|entries| entries.values()) {
-            match &tree.inode(slot.inode).kind {
+        for (_, slot) in tree.sorted_entries(here) {
+            match tree.inode(slot.inode).kind {
                 Kind::File(content) => found.push(content.size),
-                Kind::Directory(_) => ahead.push(slot.inode),
+                Kind::Directory => ahead.push(slot.inode),
                 _ => {}
             }
         }

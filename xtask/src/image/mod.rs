@@ -222,14 +222,14 @@ fn convert(image: &Image, path: &Utf8Path, request: &ImageRequest) -> anyhow::Re
     std::thread::scope(|scope| {
         let verified = scope.spawn(|| image.verify());
         let tree = flatten::flatten(&image.layers, image.whiteouts)?;
-        let demand = disk::ext4::demand(&tree);
-        let size = request.size.unwrap_or_else(|| disk::size::default_for(demand.data_bytes()));
+        let plan = disk::ext4::Plan::new(tree)?;
+        let size = request.size.unwrap_or_else(|| disk::size::default_for(plan.minimum_size()));
         match request.mkfs {
             Mkfs::Ext4 => {
                 let file =
                     std::fs::File::create(path).with_context(|| format!("failed to create `{path}`"))?;
-                let bar = ui::byte_bar("writing the disk", Some(demand.data_bytes()));
-                let written = disk::ext4::write(tree, &image.layers, &file, size, |bytes| bar.inc(bytes));
+                let bar = ui::byte_bar("writing the disk", Some(plan.data_bytes()));
+                let written = plan.write(&image.layers, &file, size, |bytes| bar.inc(bytes));
                 bar.finish_and_clear();
                 written?;
             }
@@ -238,7 +238,7 @@ fn convert(image: &Image, path: &Utf8Path, request: &ImageRequest) -> anyhow::Re
                 let file =
                     std::fs::File::create(&tar).with_context(|| format!("failed to create `{tar}`"))?;
                 let mut buffered = std::io::BufWriter::with_capacity(128 * 1024, file);
-                rootfs_tar::write(&tree, &image.layers, &mut buffered)?;
+                rootfs_tar::write(plan.tree(), &image.layers, &mut buffered)?;
                 std::io::Write::flush(&mut buffered).with_context(|| format!("failed to write `{tar}`"))?;
                 disk::guestfs::make(&tar, path, size)?;
                 crate::artifact::remove_any(&tar)?;

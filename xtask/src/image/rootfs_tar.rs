@@ -19,11 +19,11 @@ pub fn write(tree: &Tree, layers: &[Layer], to: &mut impl Write) -> anyhow::Resu
         let inode = tree.inode(id);
         let failed = || format!("failed to archive {}", display(&path));
         let first = first_names.get(&id);
-        to.write_all(&header(&path, inode, first.map(Vec::as_slice)).with_context(failed)?)
+        to.write_all(&header(&path, &inode, first.map(Vec::as_slice)).with_context(failed)?)
             .with_context(failed)?;
         match &inode.kind {
-            Kind::Directory(entries) => ahead.extend(entries.iter().rev().map(|(name, slot)| {
-                let end: &[u8] = if tree.directory(slot.inode).is_some() { b"/" } else { b"" };
+            Kind::Directory => ahead.extend(tree.sorted_entries(id).iter().rev().map(|(name, slot)| {
+                let end: &[u8] = if tree.is_directory(slot.inode) { b"/" } else { b"" };
                 ([&path[..], name, end].concat(), slot.inode)
             })),
             Kind::File(content) if first.is_none() => copy(content, layers, to).with_context(failed)?,
@@ -34,7 +34,7 @@ pub fn write(tree: &Tree, layers: &[Layer], to: &mut impl Write) -> anyhow::Resu
     to.write_all(&[0; 1024]).context("failed to end the archive")
 }
 
-fn header(path: &[u8], inode: &Inode, first_name: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
+fn header(path: &[u8], inode: &Inode<'_>, first_name: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
     let Metadata { mode, uid, gid, mtime: (seconds, nanoseconds) } = inode.metadata;
     let mut entry = EntryBuilder::new_ustar();
     entry.path(path).mode(u32::from(mode))?.uid(u64::from(uid))?.gid(u64::from(gid))?;
@@ -42,14 +42,14 @@ fn header(path: &[u8], inode: &Inode, first_name: Option<&[u8]>) -> anyhow::Resu
     if nanoseconds != 0 || !(0..=0o777_7777_7777).contains(&seconds) {
         entry.add_pax("mtime", pax_time(seconds, nanoseconds));
     }
-    for (name, value) in inode.xattrs.iter().flat_map(|xattrs| xattrs.iter()) {
+    for (name, value) in inode.xattrs {
         entry.add_pax(&format!("SCHILY.xattr.{name}"), value);
     }
     match (&inode.kind, first_name) {
         (_, Some(first)) => {
             entry.entry_type(EntryType::Link).link_name(first);
         }
-        (Kind::Directory(_), _) => {
+        (Kind::Directory, _) => {
             entry.entry_type(EntryType::Directory);
         }
         (Kind::File(content), _) => {

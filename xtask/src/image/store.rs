@@ -18,7 +18,7 @@ use crate::artifact::write_whole;
 use crate::workspace::{Workspace, hex};
 
 /// Raised whenever the same image would give another disk; old disks are then no longer found.
-const DISK_FORMAT: u32 = 1;
+const DISK_FORMAT: u32 = 2;
 
 /// What a base disk was made from: `image.json` beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,13 @@
 //! A root file system in memory: names, metadata, and where contents are. Contents themselves never come here.
+//!
+//! An image may have some hundred thousand files, so each takes about a hundred bytes, its name among them: names lie in
+//! one buffer, owners and attributes that repeat are kept once, and one table finds a name in whichever directory.
 
-use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
+
+use anyhow::Context as _;
+use hashbrown::HashTable;
+use indexmap::IndexSet;
 
 use super::layer::{Content, Metadata, Special, Xattrs};
 
@@ -14,7 +21,7 @@ pub const ROOT: InodeId = InodeId(0);
 /// What a directory that no layer speaks of is made with: docker's choice of mode and owner, and a fixed time.
 pub const IMPLIED: Metadata = Metadata { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0) };
 
-/// A name in a directory.
+/// What a name in a directory stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     /// What it names.
@@ -23,101 +30,356 @@ pub struct Slot {
     pub layer: u32,
 }
 
-/// What a directory holds, in the order of names' bytes.
-pub type Directory = BTreeMap<Box<[u8]>, Slot>;
-
 /// What an inode is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum Kind<'a> {
     /// A directory.
-    Directory(Directory),
+    Directory,
     /// A regular file.
     File(Content),
-    /// A symbolic link and its target.
-    Symlink(Box<[u8]>),
+    /// A symbolic link and its target, of less than 64 KiB.
+    Symlink(&'a [u8]),
     /// A device or a named pipe.
     Special(Special),
 }
 
 /// A file, directory, link or device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inode {
+pub struct Inode<'a> {
     /// What it is.
-    pub kind: Kind,
+    pub kind: Kind<'a>,
     /// Owner, mode and time.
     pub metadata: Metadata,
     /// Extended attributes in the order of their names; most inodes have none.
-    pub xattrs: Option<Box<Xattrs>>,
+    pub xattrs: &'a Xattrs,
 }
 
 /// A root file system. Inodes that lost their last name stay in the arena, and no walk meets them.
 #[derive(Debug, Clone)]
 pub struct Tree {
-    inodes: Vec<Inode>,
+    inodes: Vec<Record>,
+    entries: Vec<Entry>,
+    /// The entries that are in use, by directory and name.
+    index: HashTable<u32>,
+    hasher: RandomState,
+    /// Names, each behind a byte with its length, and links' targets.
+    text: Vec<u8>,
+    owners: IndexSet<Owner>,
+    xattrs: IndexSet<Xattrs>,
+    sparse: Vec<Content>,
+}
+
+/// Of entries and inodes alike: there is none.
+const NONE: u32 = u32::MAX;
+
+/// Mode, owner and group.
+type Owner = (u16, u32, u32);
+
+/// An inode, in 48 bytes.
+#[derive(Debug, Clone)]
+struct Record {
+    kind: Packed,
+    seconds: i64,
+    nanoseconds: u32,
+    owner: u32,
+    xattrs: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Packed {
+    Directory {
+        /// Its first and its last entry, used or not.
+        first: u32,
+        last: u32,
+        parent: InodeId,
+    },
+    File {
+        layer: u32,
+        offset: u64,
+        size: u64,
+    },
+    Sparse(u32),
+    Symlink {
+        target: u32,
+        length: u16,
+    },
+    Special(Special),
+}
+
+/// A name in a directory, in 20 bytes.
+#[derive(Debug, Clone)]
+struct Entry {
+    name: u32,
+    directory: InodeId,
+    /// [`NONE`] once the name is gone.
+    inode: u32,
+    layer: u32,
+    /// The directory's next entry.
+    next: u32,
 }
 
 impl Default for Tree {
     fn default() -> Tree {
-        Tree { inodes: vec![Inode::implied_directory()] }
+        let mut tree = Tree {
+            inodes: Vec::new(),
+            entries: Vec::new(),
+            index: HashTable::new(),
+            hasher: RandomState::new(),
+            text: Vec::new(),
+            owners: IndexSet::new(),
+            xattrs: IndexSet::new(),
+            sparse: Vec::new(),
+        };
+        let root = tree.add(Kind::Directory, IMPLIED, Xattrs::new());
+        debug_assert!(root.is_ok_and(|root| root == ROOT));
+        tree
     }
 }
 
-impl Inode {
-    /// A directory that no layer speaks of.
-    pub fn implied_directory() -> Inode {
-        Inode { kind: Kind::Directory(Directory::new()), metadata: IMPLIED, xattrs: None }
-    }
+fn number(index: usize, what: &str) -> anyhow::Result<u32> {
+    let number = u32::try_from(index).ok().filter(|&number| number != NONE);
+    number.with_context(|| format!("the image has more {what} than this workbench can hold, {NONE}"))
 }
 
 impl Tree {
-    /// Puts an inode into the arena; it has no name yet.
-    pub fn add(&mut self, inode: Inode) -> anyhow::Result<InodeId> {
-        let number = u32::try_from(self.inodes.len())
-            .map_err(|_| anyhow::anyhow!("the image has more than {} files", u32::MAX))?;
-        self.inodes.push(inode);
-        Ok(InodeId(number))
+    /// Puts an inode into the arena; it has no name yet. Errors where the arena is full.
+    pub fn add(&mut self, kind: Kind<'_>, metadata: Metadata, xattrs: Xattrs) -> anyhow::Result<InodeId> {
+        let id = InodeId(number(self.inodes.len(), "files")?);
+        let kind = match kind {
+            Kind::Directory => Packed::Directory { first: NONE, last: NONE, parent: id },
+            Kind::File(Content { layer, offset, size, sparse: None }) => Packed::File { layer, offset, size },
+            Kind::File(content) => {
+                self.sparse.push(content);
+                Packed::Sparse(number(self.sparse.len() - 1, "sparse files")?)
+            }
+            Kind::Symlink(target) => {
+                let length = u16::try_from(target.len()).context("a link's target is too long")?;
+                Packed::Symlink { target: self.keep(&[target])?, length }
+            }
+            Kind::Special(special) => Packed::Special(special),
+        };
+        let (owner, (seconds, nanoseconds)) = self.intern(&metadata)?;
+        let xattrs = number(self.xattrs.insert_full(xattrs).0, "sets of attributes")?;
+        self.inodes.push(Record { kind, seconds, nanoseconds, owner, xattrs });
+        Ok(id)
+    }
+
+    /// Gives an inode other metadata.
+    pub fn set_metadata(&mut self, id: InodeId, metadata: Metadata, xattrs: Xattrs) -> anyhow::Result<()> {
+        let (owner, (seconds, nanoseconds)) = self.intern(&metadata)?;
+        let xattrs = number(self.xattrs.insert_full(xattrs).0, "sets of attributes")?;
+        let record = &mut self.inodes[id.0 as usize];
+        *record = Record { kind: record.kind, seconds, nanoseconds, owner, xattrs };
+        Ok(())
+    }
+
+    fn intern(&mut self, metadata: &Metadata) -> anyhow::Result<(u32, (i64, u32))> {
+        let &Metadata { mode, uid, gid, mtime } = metadata;
+        Ok((number(self.owners.insert_full((mode, uid, gid)).0, "owners")?, mtime))
+    }
+
+    /// Puts bytes into the buffer; gives their place.
+    fn keep(&mut self, parts: &[&[u8]]) -> anyhow::Result<u32> {
+        let at = number(self.text.len(), "bytes of names")?;
+        parts.iter().for_each(|part| self.text.extend_from_slice(part));
+        Ok(at)
     }
 
     /// The inode of a number that this tree gave out.
-    pub fn inode(&self, id: InodeId) -> &Inode {
-        &self.inodes[id.0 as usize]
+    pub fn inode(&self, id: InodeId) -> Inode<'_> {
+        let record = &self.inodes[id.0 as usize];
+        let kind = match record.kind {
+            Packed::Directory { .. } => Kind::Directory,
+            Packed::File { layer, offset, size } => Kind::File(Content { layer, offset, size, sparse: None }),
+            Packed::Sparse(index) => Kind::File(self.sparse[index as usize].clone()),
+            Packed::Symlink { target, length } => {
+                Kind::Symlink(&self.text[target as usize..][..length.into()])
+            }
+            Packed::Special(special) => Kind::Special(special),
+        };
+        let (mode, uid, gid) = self.owners[record.owner as usize];
+        let metadata = Metadata { mode, uid, gid, mtime: (record.seconds, record.nanoseconds) };
+        Inode { kind, metadata, xattrs: &self.xattrs[record.xattrs as usize] }
     }
 
-    /// The same, to change it.
-    pub fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
-        &mut self.inodes[id.0 as usize]
+    /// The inode is a directory.
+    pub fn is_directory(&self, id: InodeId) -> bool {
+        matches!(self.inodes[id.0 as usize].kind, Packed::Directory { .. })
     }
 
-    /// What a directory holds, or `None` where the inode is no directory.
-    pub fn directory(&self, id: InodeId) -> Option<&Directory> {
-        match &self.inode(id).kind {
-            Kind::Directory(entries) => Some(entries),
-            _ => None,
+    /// The directory that a directory is in; the root is in itself.
+    pub fn parent(&self, directory: InodeId) -> InodeId {
+        match self.inodes[directory.0 as usize].kind {
+            Packed::Directory { parent, .. } => parent,
+            _ => ROOT,
         }
     }
 
-    /// The same, to change it.
-    pub fn directory_mut(&mut self, id: InodeId) -> Option<&mut Directory> {
-        match &mut self.inode_mut(id).kind {
-            Kind::Directory(entries) => Some(entries),
-            _ => None,
+    /// What a directory holds, in the order in which the names came. Nothing where the inode is no directory.
+    pub fn entries(&self, directory: InodeId) -> impl Iterator<Item = (&[u8], Slot)> {
+        let mut next = match self.inodes[directory.0 as usize].kind {
+            Packed::Directory { first, .. } => first,
+            _ => NONE,
+        };
+        let mut all = std::iter::from_fn(move || {
+            let entry = self.entries.get(next as usize)?;
+            next = entry.next;
+            Some(entry)
+        });
+        std::iter::from_fn(move || {
+            let entry = all.find(|entry| entry.inode != NONE)?;
+            Some((self.name(entry), Slot { inode: InodeId(entry.inode), layer: entry.layer }))
+        })
+    }
+
+    /// The same, in the order of names' bytes.
+    pub fn sorted_entries(&self, directory: InodeId) -> Vec<(&[u8], Slot)> {
+        let mut entries: Vec<_> = self.entries(directory).collect();
+        entries.sort_unstable_by_key(|(name, _)| *name);
+        entries
+    }
+
+    fn name(&self, entry: &Entry) -> &[u8] {
+        let at = entry.name as usize;
+        &self.text[at + 1..][..self.text[at].into()]
+    }
+
+    fn hash(&self, directory: InodeId, name: &[u8]) -> u64 {
+        self.hasher.hash_one((directory, name))
+    }
+
+    fn find(&self, directory: InodeId, name: &[u8]) -> Option<u32> {
+        let is_it = |&index: &u32| {
+            let entry = &self.entries[index as usize];
+            entry.directory == directory && self.name(entry) == name
+        };
+        self.index.find(self.hash(directory, name), is_it).copied()
+    }
+
+    /// What a name in a directory stands for.
+    pub fn lookup(&self, directory: InodeId, name: &[u8]) -> Option<Slot> {
+        let entry = &self.entries[self.find(directory, name)? as usize];
+        Some(Slot { inode: InodeId(entry.inode), layer: entry.layer })
+    }
+
+    /// Gives an inode a name of 1 to 255 bytes, in place of what had it. Errors where the arena is full.
+    pub fn link(&mut self, directory: InodeId, name: &[u8], slot: Slot) -> anyhow::Result<()> {
+        if let Packed::Directory { parent, .. } = &mut self.inodes[slot.inode.0 as usize].kind {
+            *parent = directory;
+        }
+        if let Some(index) = self.find(directory, name) {
+            let entry = &mut self.entries[index as usize];
+            (entry.inode, entry.layer) = (slot.inode.0, slot.layer);
+            return Ok(());
+        }
+        let length = u8::try_from(name.len()).context("a name is longer than 255 bytes")?;
+        let index = number(self.entries.len(), "names")?;
+        let name_at = self.keep(&[&[length], name])?;
+        let Packed::Directory { first, last, .. } = &mut self.inodes[directory.0 as usize].kind else {
+            anyhow::bail!("its parent is not a directory");
+        };
+        match self.entries.get_mut(*last as usize) {
+            Some(before) => before.next = index,
+            None => *first = index,
+        }
+        *last = index;
+        let Slot { inode, layer } = slot;
+        self.entries.push(Entry { name: name_at, directory, inode: inode.0, layer, next: NONE });
+        let hash = self.hash(directory, name);
+        let (entries, text, hasher) = (&self.entries, &self.text, &self.hasher);
+        self.index.insert_unique(hash, index, |&index| {
+            let entry = &entries[index as usize];
+            let at = entry.name as usize;
+            hasher.hash_one((entry.directory, &text[at + 1..][..text[at].into()]))
+        });
+        Ok(())
+    }
+
+    /// Takes away a name, if it is there.
+    pub fn unlink(&mut self, directory: InodeId, name: &[u8]) {
+        if let Some(index) = self.find(directory, name) {
+            self.forget(index);
         }
     }
 
-    /// How many inodes the arena holds, named or not.
-    pub fn len(&self) -> usize {
-        self.inodes.len()
+    /// Takes away a directory's names for which `keep` is false.
+    pub fn retain(&mut self, directory: InodeId, keep: impl Fn(Slot) -> bool) {
+        let Packed::Directory { first, .. } = self.inodes[directory.index()].kind else { return };
+        let mut next = first;
+        while let Some(&Entry { inode, layer, next: following, .. }) = self.entries.get(next as usize) {
+            if inode != NONE && !keep(Slot { inode: InodeId(inode), layer }) {
+                self.forget(next);
+            }
+            next = following;
+        }
     }
 
-    /// A tree always has its root.
-    pub fn is_empty(&self) -> bool {
-        false
+    fn forget(&mut self, index: u32) {
+        let entry = &self.entries[index as usize];
+        let hash = self.hash(entry.directory, self.name(entry));
+        if let Ok(found) = self.index.find_entry(hash, |&other| other == index) {
+            found.remove();
+        }
+        self.entries[index as usize].inode = NONE;
+    }
+
+    /// All inodes of the arena, named or not, in the order in which they came.
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = InodeId> + use<> {
+        (0..self.inodes.len() as u32).map(InodeId)
     }
 
     /// What a path with no links in it names. Only for reading: layers go through `flatten`.
     pub fn get(&self, path: &[u8]) -> Option<InodeId> {
         path.split(|&byte| byte == b'/')
             .filter(|name| !name.is_empty())
-            .try_fold(ROOT, |here, name| self.directory(here)?.get(name).map(|slot| slot.inode))
+            .try_fold(ROOT, |here, name| Some(self.lookup(here, name)?.inode))
+    }
+}
+
+impl InodeId {
+    /// Its place among [`Tree::ids`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_and_go() {
+        let mut tree = Tree::default();
+        let file = |tree: &mut Tree| {
+            let content = Content { layer: 0, offset: 512, size: 3, sparse: None };
+            tree.add(Kind::File(content), IMPLIED, Xattrs::new()).unwrap()
+        };
+        let folder = tree.add(Kind::Directory, IMPLIED, Xattrs::new()).unwrap();
+        let slot = |inode, layer| Slot { inode, layer };
+        tree.link(ROOT, b"folder", slot(folder, 0)).unwrap();
+        for name in [&b"b"[..], b"a", b"c"] {
+            let inode = file(&mut tree);
+            tree.link(folder, name, slot(inode, 0)).unwrap();
+        }
+        let names = |tree: &Tree| tree.entries(folder).map(|(name, _)| name.to_vec()).collect::<Vec<_>>();
+        assert_eq!(names(&tree), [b"b", b"a", b"c"]);
+        tree.unlink(folder, b"c");
+        tree.unlink(folder, b"c");
+        let again = file(&mut tree);
+        tree.link(folder, b"b", slot(again, 1)).unwrap();
+        tree.link(folder, b"c", slot(again, 1)).unwrap();
+        assert_eq!(names(&tree), [b"b", b"a", b"c"]);
+        assert_eq!(tree.get(b"/folder/c"), Some(again));
+        assert_eq!(tree.lookup(folder, b"b"), Some(slot(again, 1)));
+        assert_eq!(tree.lookup(ROOT, b"b"), None);
+        assert_eq!((tree.parent(folder), tree.parent(ROOT)), (ROOT, ROOT));
+        assert!(tree.link(again, b"below", slot(folder, 0)).is_err());
+    }
+
+    /// What the bound on memory rests on.
+    #[test]
+    fn a_file_is_small() {
+        assert_eq!(size_of::<Record>(), 48);
+        assert_eq!(size_of::<Entry>(), 20);
     }
 }

@@ -1,5 +1,7 @@
 //! What a layer's entries say, in this project's words.
 
+use std::sync::Arc;
+
 /// Whom an inode belongs to, who may use it, and when it was last written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metadata {
@@ -26,7 +28,7 @@ pub struct Content {
     /// Length of the file as its reader sees it.
     pub size: u64,
     /// The parts that are stored, one after another at `offset`; `None` where all of it is.
-    pub sparse: Option<Box<[Segment]>>,
+    pub sparse: Option<Arc<[Segment]>>,
 }
 
 /// A stored part of a sparse file.
