@@ -6,10 +6,9 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Signal, kill_process};
 use xtask::host::tools::find;
-use xtask::workspace::Workspace;
 
 use crate::support::{Scratch, wait_until};
-use crate::world::{Detached, Machine, busybox_image, fixture, get, set_of, xtask};
+use crate::world::{Detached, Machine, busybox_image, fixture, get, kept_disk, set_of, xtask};
 
 /// What a command says on its two streams, and its exit code.
 fn said(command: &mut Command) -> (String, String, Option<i32>) {
@@ -74,16 +73,9 @@ fn a_machine_lives_in_the_background_and_is_stopped_in_good_order() {
     assert_eq!(code, Some(125));
 
     // What was kept is a clean file system with the last write in it.
-    let kept = Workspace::discover().unwrap().persistent_disks().join(format!("{name}.qcow2"));
-    let raw = tempfile::NamedTempFile::new().unwrap();
-    let converted =
-        Command::new("qemu-img").args(["convert", "-O", "raw", kept.as_str()]).arg(raw.path()).status();
-    assert!(converted.unwrap().success());
-    let (checked, talk, code) = said(Command::new(find("e2fsck").unwrap()).arg("-fn").arg(raw.path()));
-    assert_eq!(code, Some(0), "{checked}{talk}");
-    let shown = said(Command::new(find("debugfs").unwrap()).args(["-R", "cat /kept"]).arg(raw.path()));
+    let disk = kept_disk(&name);
+    let shown = said(Command::new(find("debugfs").unwrap()).args(["-R", "cat /kept"]).arg(disk.path()));
     assert_eq!(shown.0, "kept\n");
-    fs::remove_file(kept).unwrap();
 
     assert_eq!(said(&mut machine.task("rm", &[], &[])).2, Some(0));
     assert_eq!(machine.listed(), None);

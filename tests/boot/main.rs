@@ -4,6 +4,7 @@ mod background;
 mod collected;
 mod copy;
 mod debug;
+mod disk;
 mod failures;
 mod hello;
 mod interactive;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::{Pid, Signal, kill_process};
+use xtask::host::tools::find;
 use xtask::workspace::Workspace;
 
 use crate::support::Scratch;
@@ -74,6 +75,19 @@ pub(crate) fn complete_set(set: &Utf8Path, with_init: bool) {
         let config = r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"]}}"#;
         std::fs::write(set.join("image.json"), config).unwrap();
     }
+}
+
+/// The disk that `--persist` kept for a name, as a raw file in which e2fsck finds nothing. What was kept is removed.
+pub(crate) fn kept_disk(name: &str) -> tempfile::NamedTempFile {
+    let kept = Workspace::discover().unwrap().persistent_disks().join(format!("{name}.qcow2"));
+    let raw = tempfile::NamedTempFile::new().unwrap();
+    let converted =
+        Command::new("qemu-img").args(["convert", "-O", "raw", kept.as_str()]).arg(raw.path()).status();
+    assert!(converted.unwrap().success());
+    let check = Command::new(find("e2fsck").unwrap()).arg("-fn").arg(raw.path()).output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    std::fs::remove_file(kept).unwrap();
+    raw
 }
 
 /// A machine that runs in the background; ended with this value.

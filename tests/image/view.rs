@@ -30,7 +30,8 @@ fn escaped(path: &[u8]) -> String {
     path.escape_ascii().to_string()
 }
 
-fn digest(bytes: &[u8]) -> String {
+/// What stands for a file's contents.
+pub(crate) fn digest(bytes: &[u8]) -> String {
     format!(
         "{} bytes, {}",
         bytes.len(),
