@@ -73,7 +73,7 @@ fn a_machine_lives_in_the_background_and_is_stopped_in_good_order() {
     assert_eq!(code, Some(125));
 
     // What was kept is a clean file system with the last write in it.
-    let disk = kept_disk(&name);
+    let disk = kept_disk(name);
     let shown = said(Command::new(find("debugfs").unwrap()).args(["-R", "cat /kept"]).arg(disk.path()));
     assert_eq!(shown.0, "kept\n");
 

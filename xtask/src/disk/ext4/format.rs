@@ -27,6 +27,9 @@ pub(super) const EXTRA_SIZE: u16 = 32;
 /// Room for attributes behind an inode's fields, in bytes.
 pub(super) const INODE_TAIL: usize = INODE_BYTES - 128 - EXTRA_SIZE as usize;
 
+/// A link's target that is shorter, in bytes, is in the inode itself, with a zero behind.
+pub(super) const SHORT_TARGET: usize = 60;
+
 /// `i_flags`: the directory has an index; `i_block` is a tree of extents.
 pub(super) const INDEX_FLAG: u32 = 0x1000;
 pub(super) const EXTENTS_FLAG: u32 = 0x8_0000;
@@ -36,7 +39,7 @@ pub(super) const INODES_UNUSED: u16 = 1;
 pub(super) const BLOCKS_UNUSED: u16 = 2;
 pub(super) const INODES_ZEROED: u16 = 4;
 
-/// `INODES` and `BLOCKS` of the feature sets below that this file system has.
+/// The features of this file system, by how much who does not know them may do with it.
 pub(super) mod feature {
     /// `has_journal`, `ext_attr`, `dir_index`, and `sparse_super2`: the superblock has the copies that it names, and
     /// here it names none. A copy would split the space for data, for a disk that is made again from its image.

@@ -9,9 +9,8 @@ use super::attributes::Attributes;
 use super::contents::runs;
 use super::directory::{entry_bytes, most_blocks};
 use super::extents::tree_blocks;
-use super::format::{BLOCK, FIRST_INODE, ROOT_INODE};
+use super::format::{BLOCK, FIRST_INODE, ROOT_INODE, SHORT_TARGET};
 use super::geometry::Geometry;
-use super::writer::SHORT_TARGET;
 use crate::image::layer::{Special, Xattrs, display};
 use crate::image::tree::{IMPLIED, Inode, InodeId, Kind, ROOT, Slot, Tree};
 

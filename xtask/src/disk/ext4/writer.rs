@@ -11,7 +11,7 @@ use super::directory::{Directory, Name, TYPE_DIRECTORY};
 use super::extents::{Run, tree, tree_blocks};
 use super::format::{
     BLOCK, EXTENTS_FLAG, EXTRA_SIZE, FIRST_INODE, INDEX_FLAG, InodeRecord, JOURNAL_INODE, ROOT_INODE, SECTOR,
-    Seed, time,
+    SHORT_TARGET, Seed, time,
 };
 use super::geometry::Geometry;
 use super::groups::{self, Usage};
@@ -20,9 +20,6 @@ use super::sink::Sink;
 use crate::error::hinted;
 use crate::image::layer::{Layer, Metadata, Special};
 use crate::image::tree::{Inode, InodeId, Kind, ROOT};
-
-/// A link's target that is shorter, in bytes, is in the inode itself, with a zero behind.
-pub(super) const SHORT_TARGET: usize = 60;
 
 /// What an inode is, above the bits of its mode (stat(2)), and in a directory's entry (`EXT4_FT_UNKNOWN` and its kin).
 fn types(kind: &Kind<'_>) -> (u16, u8) {
