@@ -105,6 +105,18 @@ fn without_apt_the_missing_tools_are_named() {
     assert!(talk.contains("hint: this distribution has no apt-get"), "{talk}");
 }
 
+/// Not the next ones when a kernel has been compiled.
+#[test]
+fn a_first_boot_asks_for_all_its_tools_at_once() {
+    let scratch = Scratch::new();
+    let output = xtask_with(&scratch, &["apt-get", "rustc"], &["boot"]).output().unwrap();
+    let (_, talk) = texts(&output);
+    assert_eq!(output.status.code(), Some(125), "{talk}");
+    for tool in ["flex", "gcc", "qemu-system-x86_64", "qemu-img", "podman or buildah or docker", "busybox"] {
+        assert!(talk.contains(&format!("`{tool}`")), "`{tool}` is not in: {talk}");
+    }
+}
+
 #[test]
 fn without_a_terminal_and_without_consent_the_command_is_named_and_nothing_is_installed() {
     let scratch = Scratch::new();

@@ -6,11 +6,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::request::existing;
 use crate::artifact;
 use crate::artifacts::Set;
+use crate::host::tools::Purpose;
 use crate::image::config::ImageConfig;
-use crate::image::{self, ImageRequest};
+use crate::image::{self, ImageRequest, Source};
 use crate::kernel::{self, KernelRequest};
 use crate::tasks::Context;
 use crate::vm::machine::DiskFormat;
+use crate::workspace::Workspace;
 
 /// What there is to boot.
 #[derive(Debug)]
@@ -29,6 +31,20 @@ pub struct Bootable {
     pub disk_format: DiskFormat,
     /// The image's config; empty where there is none.
     pub config: ImageConfig,
+}
+
+/// What it takes to make what is missing of a machine for an image, and to run it: asked for at once, before anything
+/// slow starts.
+pub fn purposes(workspace: &Workspace, request: &ImageRequest) -> anyhow::Result<Vec<Purpose>> {
+    let is_built = matches!(request.source, Source::Dockerfile(_));
+    let all = [
+        (Purpose::Kernel, kernel::ready(workspace, &KernelRequest::default())?.is_none()),
+        (Purpose::Init, crate::init::ready(workspace)?.is_none()),
+        (Purpose::Build, is_built),
+        (Purpose::Image, true),
+        (Purpose::Boot, true),
+    ];
+    Ok(all.into_iter().filter(|(_, is_needed)| *is_needed).map(|(purpose, _)| purpose).collect())
 }
 
 /// Makes what is missing of a machine for an image.

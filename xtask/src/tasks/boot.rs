@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Context;
 use super::image::ImageOptions;
-use crate::boot::bootable::{Bootable, from_image, from_set};
+use crate::boot::bootable::{self, Bootable, from_image, from_set};
 use crate::boot::plan::{Parts, Plan, plan};
 use crate::boot::request::{
     NetworkRequest, TmpfsRequest, VolumeRequest, existing, gather_variables, parse_duration, parse_network,
@@ -190,10 +190,16 @@ impl BootArgs {
         let mut ports = self.settled_ports(is_default)?;
         let gdb_port = self.gdb.map(ports::for_debugger).transpose()?;
 
-        context.require(&[Purpose::Boot])?;
+        let request = self.image.request(source);
         let bootable = match &self.from {
-            Some(folder) => from_set(folder)?,
-            None => from_image(context, &self.image.request(source))?,
+            Some(folder) => {
+                context.require(&[Purpose::Boot])?;
+                from_set(folder)?
+            }
+            None => {
+                context.require(&bootable::purposes(workspace, &request)?)?;
+                from_image(context, &request)?
+            }
         };
         if self.publish_all {
             ports = ports::settle(&attachments::with_exposed(ports, &bootable.config)?)?;
