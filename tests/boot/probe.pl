@@ -1,6 +1,7 @@
 # Run as root in a guest: tries to reach two services on the host's loopback in every way there is, then echoes datagrams.
 # usage: probe.pl TCP-PORT UDP-PORT BUSYBOX
 use strict;
+use Errno;
 use IO::Select;
 use IO::Socket::INET;
 use Socket;
@@ -10,7 +11,7 @@ my ($tcp, $udp, $busybox) = @ARGV;
 sub try_both {
     my ($host) = @_;
     my $stream = IO::Socket::INET->new(PeerAddr => $host, PeerPort => $tcp, Timeout => 2);
-    my $greeting = $stream ? <$stream> : "nothing\n";
+    my $greeting = $stream ? <$stream> : $!{ECONNREFUSED} ? "refused\n" : "nothing\n";
     print "tcp $host $greeting";
     my $socket = IO::Socket::INET->new(Proto => "udp", Broadcast => 1) or die;
     my $answer = "nothing\n";

@@ -5,6 +5,9 @@
 //! but for what the gateway itself answers (DHCP, ping) and for answers to who came in through a published port, which
 //! the guest sees coming from the gateway.
 //!
+//! A connection that is refused is not left waiting: its first segment goes on as one that begins nothing, and which
+//! libslirp, knowing of no such connection, answers with a reset.
+//!
 //! Everything else passes: the gateway's name server, and addresses outside, this host's other ones included.
 
 use std::collections::HashSet;
@@ -34,8 +37,12 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Whether a frame of the guest's may go on.
-    pub fn may_leave(&self, frame: &[u8]) -> bool {
+    /// Whether a frame of the guest's may go on, as it is or as what this made of it.
+    pub fn leaves(&self, frame: &mut [u8]) -> bool {
+        self.may_leave(frame) || refuse_connection(frame).is_some()
+    }
+
+    fn may_leave(&self, frame: &[u8]) -> bool {
         match ethernet(frame) {
             Some((0x0800, packet)) => self.may_leave_v4(packet),
             Some((0x86dd, packet)) => may_leave_v6(packet),
@@ -86,11 +93,43 @@ fn ethernet(frame: &[u8]) -> Option<(u16, &[u8])> {
     Some((u16::from_be_bytes([header[12], header[13]]), packet))
 }
 
+/// Flags of TCP (RFC 9293).
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
 /// SYN without ACK.
 fn begins(tcp_flags: u8) -> bool {
-    const SYN: u8 = 0x02;
-    const ACK: u8 = 0x10;
     tcp_flags & (SYN | ACK) == SYN
+}
+
+/// Turns the beginning of a connection to the gateway into an end, of the number that is next after it: what is reset
+/// then is what the guest has just begun. `None` for any other frame, which is left as it is.
+fn refuse_connection(frame: &mut [u8]) -> Option<()> {
+    let (0x0800, packet) = ethernet(frame)? else { return None };
+    let V4 { protocol: TCP, destination: GATEWAY, fragmented: false, payload, .. } = V4::read(packet)? else {
+        return None;
+    };
+    let segment = frame.len() - payload.len();
+    let header: &mut [u8; 20] = frame[segment..].first_chunk_mut()?;
+    if !begins(header[13]) {
+        return None;
+    }
+    let sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]).wrapping_add(1);
+    let changed = *header;
+    header[4..8].copy_from_slice(&sequence.to_be_bytes());
+    header[13] = FIN;
+    // The checksum follows what has changed (RFC 1624).
+    let words = |bytes: &[u8; 20]| {
+        bytes[..16].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum::<u32>()
+    };
+    let checksum = u16::from_be_bytes([header[16], header[17]]);
+    let mut sum = u32::from(!checksum) + words(header) + 16 * 0xffff - words(&changed);
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    header[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    Some(())
 }
 
 /// What counts of an IPv4 packet (RFC 791).
@@ -167,8 +206,35 @@ mod tests {
         v4(TCP, GUEST, to, &segment)
     }
 
-    const SYN: u8 = 2;
     const SYN_ACK: u8 = 18;
+
+    /// The sum of a segment with its pseudo header, which is all ones where the checksum is right (RFC 9293).
+    fn sum(frame: &[u8]) -> u32 {
+        let segment = &frame[34..];
+        let pseudo = [&frame[26..34], &[0, TCP], &(segment.len() as u16).to_be_bytes()].concat();
+        let words = pseudo.chunks(2).chain(segment.chunks(2));
+        let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+        (sum >> 16) + (sum & 0xffff)
+    }
+
+    #[test]
+    fn a_refused_connection_goes_on_as_the_end_of_one() {
+        for sequence in [0_u32, 7, 0xffff, 0xffff_ffff, 0x1234_ffff] {
+            let mut frame = tcp([10, 0, 2, 2], SYN);
+            frame[34 + 4..34 + 8].copy_from_slice(&sequence.to_be_bytes());
+            let checksum = !(sum(&frame) as u16);
+            frame[34 + 16..34 + 18].copy_from_slice(&checksum.to_be_bytes());
+            assert_eq!(sum(&frame), 0xffff);
+            assert!(Guard::default().leaves(&mut frame));
+            assert_eq!((frame[34 + 13], sum(&frame)), (FIN, 0xffff), "{sequence:x}");
+            assert_eq!(frame[34 + 4..34 + 8], sequence.wrapping_add(1).to_be_bytes());
+        }
+        for mut frame in [tcp([127, 0, 0, 1], SYN), v4(UDP, GUEST, [10, 0, 2, 2], &ports(1, 2))] {
+            let before = frame.clone();
+            assert!(!Guard::default().leaves(&mut frame));
+            assert_eq!(frame, before);
+        }
+    }
 
     #[test]
     fn connections_to_what_stands_for_the_host_are_refused_and_others_pass() {
@@ -225,7 +291,7 @@ mod tests {
                 let mut frame = bytes.clone();
                 frame.splice(12.min(bytes.len())..14.min(bytes.len()), kind);
                 guard.arrives(&frame);
-                guard.may_leave(&frame);
+                guard.leaves(&mut frame);
             }
         }
 
@@ -235,14 +301,16 @@ mod tests {
             other_flags in proptest::num::u8::ANY,
             rest in proptest::collection::vec(proptest::num::u8::ANY, 20..60),
         ) {
-            const ACK: u8 = 0x10;
             let mut segment = rest;
             segment[13] = (other_flags | SYN) & !ACK;
             let mut frame = v4(TCP, GUEST, [10, 0, 2, 2], &[]);
             frame[14] = 0x45 + options as u8;
             frame.extend(vec![1; options * 4]);
             frame.extend(segment);
-            proptest::prop_assert!(!Guard::default().may_leave(&frame));
+            let guard = Guard::default();
+            proptest::prop_assert!(!guard.may_leave(&frame));
+            proptest::prop_assert!(guard.leaves(&mut frame));
+            proptest::prop_assert!(guard.may_leave(&frame), "what goes on begins nothing");
         }
     }
 

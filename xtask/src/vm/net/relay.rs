@@ -22,7 +22,7 @@ pub(super) fn start(sockets: &GuardSockets) -> anyhow::Result<()> {
     let guard = Arc::new(Mutex::new(Guard::default()));
     let leaving = Arc::clone(&guard);
     direction(&sockets.leaving(), move |frame| {
-        leaving.lock().unwrap_or_else(PoisonError::into_inner).may_leave(frame)
+        leaving.lock().unwrap_or_else(PoisonError::into_inner).leaves(frame)
     })?;
     if sockets.with_arriving {
         direction(&sockets.arriving(), move |frame| {
@@ -33,10 +33,10 @@ pub(super) fn start(sockets: &GuardSockets) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Carries frames of one direction, those that `may_pass`.
+/// Carries frames of one direction, those that `may_pass`, as it leaves them.
 fn direction(
     [out, back]: &[camino::Utf8PathBuf; 2],
-    mut may_pass: impl FnMut(&[u8]) -> bool + Send + 'static,
+    mut may_pass: impl FnMut(&mut [u8]) -> bool + Send + 'static,
 ) -> anyhow::Result<()> {
     let (out, back) = (listen(out)?, listen(back)?);
     let (sender, frames) = sync_channel(QUEUE);
@@ -57,7 +57,7 @@ fn listen(path: &Utf8Path) -> anyhow::Result<UnixListener> {
 fn read(
     stream: UnixStream,
     sender: &SyncSender<Vec<u8>>,
-    may_pass: &mut dyn FnMut(&[u8]) -> bool,
+    may_pass: &mut dyn FnMut(&mut [u8]) -> bool,
 ) -> io::Result<()> {
     let mut stream = BufReader::with_capacity(LONGEST_FRAME, stream);
     loop {
@@ -70,7 +70,7 @@ fn read(
         let mut frame = vec![0; 4 + size];
         frame[..4].copy_from_slice(&length);
         stream.read_exact(&mut frame[4..])?;
-        if may_pass(&frame[4..]) {
+        if may_pass(&mut frame[4..]) {
             // A full queue drops the frame; one without a reader is the machine's end.
             let _ = sender.try_send(frame);
         }
