@@ -113,6 +113,12 @@ pub const TOOLS: &[Tool] = &[
     program("ssh", "openssh-client", &[Collect]),
     program("virt-make-fs", "guestfs-tools", &[Guestfs]),
     program("mmdebstrap", "mmdebstrap", &[Test]),
+    // the stand-in base is a Debian on Ubuntu too
+    tool(
+        Probe::AnyFile(&["/usr/share/keyrings/debian-archive-keyring.gpg"]),
+        "debian-archive-keyring",
+        &[Test],
+    ),
     // keeps the stand-in base, whichever program builds Dockerfiles
     program("podman", "podman", &[Test]),
     program("sshd", "openssh-server", &[Test]),

@@ -117,4 +117,12 @@ mod tests {
         assert!(check_number("GNU.sparse.map", b"0,x").is_err());
         assert!(check_number("GNU.sparse.name", b"anything").is_ok());
     }
+
+    #[test]
+    fn an_attribute_whose_name_is_not_text_is_refused() {
+        let record = |name: &[u8]| [b"26 SCHILY.xattr.user.", name, b"=1\n"].concat();
+        assert_eq!(read(&record(b"ab")).unwrap().xattrs.len(), 1);
+        let error = read(&record(b"a\xe9")).unwrap_err();
+        assert!(error.to_string().contains("a name that is not text"), "{error}");
+    }
 }
