@@ -56,6 +56,7 @@ impl Source {
         let Some((transport, rest)) = text.split_once(':').filter(|(word, _)| is_transport(word)) else {
             let first = text.split('/').next().unwrap_or(text);
             let is_path = text.starts_with(['/', '.'])
+                || text.ends_with('/')
                 || is_dockerfile_name(text)
                 || exists(Utf8Path::new(text))
                 || text.contains('/') && exists(Utf8Path::new(first));
@@ -202,6 +203,7 @@ mod tests {
         assert_eq!(parsed("./nothing/here"), r#"Dockerfile("./nothing/here")"#);
         assert_eq!(parsed("nothing/Dockerfile.x"), r#"Dockerfile("nothing/Dockerfile.x")"#);
         assert_eq!(parsed("/"), r#"Dockerfile("/")"#);
+        assert_eq!(parsed("nothing/"), r#"Dockerfile("nothing/")"#);
         for name in ["docker://quay.io/a/b:c", "quay.io/a/b:c"] {
             assert_eq!(name.parse::<Source>().unwrap().to_string(), "docker://quay.io/a/b:c");
         }
