@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::layer::{Entry, EntryKind, Layer, Xattrs, display};
+use super::layer::{Entry, EntryKind, Layer, Metadata, Xattrs, display};
 use super::tree::{IMPLIED, InodeId, Kind, ROOT, Slot, Tree};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -33,10 +33,10 @@ pub fn flatten(layers: &[Layer], whiteouts: Whiteouts) -> anyhow::Result<Tree> {
         let mut entries = layer.entries(number);
         while let Some(entry) = entries.next_entry()? {
             let mut applied = Applied { tree: &mut tree, layer: number };
-            let name = display(&entry.path);
+            let Entry { path, kind, metadata, xattrs } = entry;
             applied
-                .entry(entry, whiteouts)
-                .with_context(|| format!("failed to apply the entry {name} of {}", layer.name))?;
+                .entry(&path, kind, metadata, in_order(xattrs), whiteouts)
+                .with_context(|| format!("failed to apply the entry {} of {}", display(&path), layer.name))?;
         }
     }
     Ok(tree)
@@ -66,12 +66,18 @@ fn components(path: &[u8]) -> anyhow::Result<Vec<&[u8]>> {
 }
 
 impl Applied<'_> {
-    fn entry(&mut self, entry: Entry, whiteouts: Whiteouts) -> anyhow::Result<()> {
-        let Entry { path, kind, metadata, xattrs } = entry;
-        let names = components(&path)?;
+    fn entry(
+        &mut self,
+        path: &[u8],
+        kind: EntryKind,
+        metadata: Metadata,
+        xattrs: Xattrs,
+        whiteouts: Whiteouts,
+    ) -> anyhow::Result<()> {
+        let names = components(path)?;
         let Some((&name, parents)) = names.split_last() else {
             ensure!(kind == EntryKind::Directory, "the root can only be a directory");
-            return self.tree.set_metadata(ROOT, metadata, in_order(xattrs));
+            return self.tree.set_metadata(ROOT, metadata, xattrs);
         };
         if whiteouts == Whiteouts::Apply && name.starts_with(WHITEOUT) {
             return self.whiteout(parents, name);
@@ -83,7 +89,7 @@ impl Applied<'_> {
                 if let Some(there) = existing
                     && self.tree.is_directory(there)
                 {
-                    self.tree.set_metadata(there, metadata, in_order(xattrs))?;
+                    self.tree.set_metadata(there, metadata, xattrs)?;
                     return self.link(parent, name, there);
                 }
                 Kind::Directory
@@ -108,7 +114,7 @@ impl Applied<'_> {
             }
             EntryKind::Special(special) => Kind::Special(special),
         };
-        let inode = self.tree.add(kind, metadata, in_order(xattrs))?;
+        let inode = self.tree.add(kind, metadata, xattrs)?;
         self.link(parent, name, inode)
     }
 

@@ -131,13 +131,14 @@ impl Entries<'_> {
             let stored = stored_size(&entry);
             let padded = stored.checked_next_multiple_of(512).context("an entry's size is out of range")?;
             let next = data.checked_add(padded).context("an entry's size is out of range")?;
-            let name = display(&entry.path);
             ensure!(
                 data.checked_add(stored).is_some_and(|end| end <= self.layer.length),
-                "the archive ends in the middle of {name}"
+                "the archive ends in the middle of {}",
+                display(&entry.path)
             );
             let place = Place { layer: self.number, offset: self.layer.start + data, stored };
-            let entry = convert(&entry, sparse, place).with_context(|| format!("entry {name}"))?;
+            let entry =
+                convert(&entry, sparse, place).with_context(|| format!("entry {}", display(&entry.path)))?;
             self.skip_to(next);
             return Ok(Some(entry));
         }
