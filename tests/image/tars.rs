@@ -12,7 +12,7 @@ use tar_core::EntryType;
 
 use crate::layers::{Tar, With};
 use crate::oracle::disk_of;
-use crate::support::{Scratch, again_as_root};
+use crate::support::{Scratch, again_as_root, texts};
 use crate::view::{self, View};
 
 /// `setfacl -m u:65501:rw,g:65502:r` on a file of mode 0640, as `getfattr -e hex` shows it.
@@ -253,4 +253,26 @@ fn the_highest_owner_of_all() {
     let tar = scratch.path().join("archive.tar");
     fs::write(&tar, bytes).unwrap();
     assert_eq!(view::of_disk(&disk_of(&scratch, &format!("rootfs:{tar}")))["file"].owner, owner);
+}
+
+/// Of each file, and nothing of what files hold: what a large image takes follows from this.
+#[test]
+fn a_file_takes_a_hundred_bytes_of_memory() {
+    let peak = |files: u32, bytes: usize| {
+        let scratch = Scratch::new();
+        let mut tar = Tar::new().folder("./").file("large", &"x".repeat(bytes));
+        for number in 0..files {
+            tar = tar.file(format!("{}/a-name-of-some-length-{number}", number / 100), "");
+        }
+        let path = scratch.path().join("archive.tar");
+        fs::write(&path, tar.bytes()).unwrap();
+        let overlay = scratch.path().join("overlay.qcow2");
+        let output = scratch.xtask(&["bench", "prepare", path.as_str(), overlay.as_str()]).output().unwrap();
+        let (said, talk) = texts(&output);
+        said.trim().parse::<u32>().unwrap_or_else(|_| panic!("{said}{talk}"))
+    };
+    let (few, many, large) = (peak(1000, 0), peak(41_000, 0), peak(1000, 64 << 20));
+    // Half as much again for tables that have just doubled.
+    assert!(many - few < 40_000 * 200, "{few} and {many} bytes");
+    assert!(large < few + (4 << 20), "{few} and {large} bytes");
 }
