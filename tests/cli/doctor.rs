@@ -159,7 +159,11 @@ fn what_apt_takes_away_to_bring_another_comes_back() {
     let programs: Vec<&str> = TOOLS
         .iter()
         .filter_map(|tool| match tool.probe {
-            Probe::Program(name) if name != "flex" && !name.starts_with("apt") => Some(name),
+            Probe::Program(name) | Probe::RootlessPodman(name)
+                if name != "flex" && !name.starts_with("apt") =>
+            {
+                Some(name)
+            }
             _ => None,
         })
         .filter(|name| find(name).is_some())
