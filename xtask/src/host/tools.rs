@@ -112,6 +112,8 @@ pub const TOOLS: &[Tool] = &[
     program("busybox", "busybox-static", &[Build, Test]),
     program("ssh", "openssh-client", &[Collect]),
     program("virt-make-fs", "guestfs-tools", &[Guestfs]),
+    // guestfs boots the host's kernel, which containers and build machines may lack
+    tool(Probe::AnyFile(&["/boot/vmlinuz", "/vmlinuz"]), "linux-image-cloud-amd64", &[Guestfs]),
     program("mmdebstrap", "mmdebstrap", &[Test]),
     // the stand-in base is a Debian on Ubuntu too
     tool(
