@@ -185,7 +185,7 @@ fn index_root(dots: &[Name<'_>; 2], levels: u8, list: &[(u32, u32)], seed: Seed)
 
 fn index_node(list: &[(u32, u32)], seed: Seed) -> [u8; BLOCK_BYTES] {
     let mut block = [0; BLOCK_BYTES];
-    // One unused entry, for who knows no index. Of 65536 bytes the length would be 0xffff; these fit.
+    // One unused entry, for who knows no index.
     put_entry(&mut block, &Name { bytes: b"", inode: 0, file_type: 0 }, BLOCK_BYTES);
     put_list(&mut block, NODE_LIST, IN_NODE, list, seed);
     block

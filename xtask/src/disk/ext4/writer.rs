@@ -34,7 +34,8 @@ fn types(kind: &Kind<'_>) -> (u16, u8) {
 }
 
 impl Plan {
-    /// Writes the file system into `file`, which becomes `size` bytes long and sparse. `progress` is given bytes copied.
+    /// Writes the file system into `file`, which becomes `size` bytes long and sparse. `progress` is given the
+    /// bytes that were written, [`Plan::data_bytes`] at most in all.
     ///
     /// Errors where it does not fit, and where the layers or the file cannot be read or written.
     pub fn write(
@@ -68,8 +69,8 @@ impl Plan {
         };
         let journal_map = writer.reserved(&geometry)?;
         for (id, number) in self.named() {
-            let copied = writer.inode(id, number).with_context(|| self.describe(id))?;
-            progress(copied);
+            let blocks = writer.inode(id, number).with_context(|| self.describe(id))?;
+            progress(blocks * BLOCK);
         }
         writer.inodes.flush()?;
         writer.blocks.flush()?;
@@ -121,7 +122,7 @@ impl Writer<'_> {
         Ok(map)
     }
 
-    /// Writes an inode and its blocks; gives the bytes of its contents.
+    /// Writes an inode and its blocks; gives their number.
     fn inode(&mut self, id: InodeId, number: u32) -> anyhow::Result<u64> {
         let Inode { kind, metadata, xattrs } = self.plan.tree().inode(id);
         let attributes = Attributes::new(xattrs)?;
@@ -137,7 +138,6 @@ impl Writer<'_> {
             record.attributes_block = (first as u32).into();
             self.blocks.put(&attributes.block(first, self.seed))?;
         }
-        let mut copied = 0;
         let size = match kind {
             Kind::Directory => {
                 self.directories[(u64::from(number - 1) / self.inodes_per_group) as usize] += 1;
@@ -149,7 +149,6 @@ impl Writer<'_> {
                 let layer = &self.layers[content.layer as usize];
                 copy(&content, &runs, layer, &mut self.blocks)
                     .with_context(|| format!("failed to copy it out of {}", layer.name))?;
-                copied = content.size;
                 content.size
             }
             Kind::Symlink(target) if target.len() < SHORT_TARGET => {
@@ -167,9 +166,10 @@ impl Writer<'_> {
                 0
             }
         };
-        record.set_size(size, self.next_block() - first);
+        let blocks = self.next_block() - first;
+        record.set_size(size, blocks);
         self.inodes.put(&record.sealed(self.seed, number))?;
-        Ok(copied)
+        Ok(blocks)
     }
 
     /// Writes a directory's blocks; gives its size.
