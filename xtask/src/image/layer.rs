@@ -98,7 +98,10 @@ impl Entries<'_> {
 
     fn advance(&mut self) -> anyhow::Result<Option<Entry>> {
         loop {
-            let event = self.parser.parse(&self.buffer[self.taken..])?;
+            let is_first = self.position == 0 && self.taken == 0;
+            let event = self.parser.parse(&self.buffer[self.taken..]).with_context(|| {
+                if is_first { "it does not begin like a tar archive" } else { "an entry's header is damaged" }
+            })?;
             let (consumed, entry, sparse) = match event {
                 ParseEvent::NeedData { min_bytes } => {
                     // Of a sparse map the parser does not know how long it is, and asks for what is there already.
