@@ -52,3 +52,19 @@ pub fn run(root: &Utf8Path, time: Duration) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_has_something_to_begin_with() {
+        let seeds = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
+        for target in TARGETS {
+            assert!(
+                seeds.join(target).read_dir_utf8().is_ok_and(|mut files| files.next().is_some()),
+                "{target}"
+            );
+        }
+    }
+}

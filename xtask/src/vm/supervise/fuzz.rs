@@ -100,6 +100,51 @@ mod tests {
         ]
     }
 
+    /// The conversation that fuzzing begins with: a piece's size, and the frames of two processes.
+    const SEED: &[u8] = include_bytes!("../../../../fuzz/seeds/protocol/conversation");
+
+    #[test]
+    fn the_seed_is_a_good_conversation() {
+        let said = |channel, message| Frame::new(channel, message);
+        let command = |word: &str| Command {
+            argv: vec![word.into()],
+            env: vec![],
+            cwd: String::new(),
+            user: String::new(),
+        };
+        let frames = [
+            said(0, Message::Hello { version: 0 }),
+            said(
+                2,
+                Message::Start(Start { program: Program::Command(command("cat")), tty: None, stdin: true }),
+            ),
+            said(
+                3,
+                Message::Start(Start {
+                    program: Program::Shell(command("")),
+                    tty: Some(WindowSize { rows: 24, columns: 80 }),
+                    stdin: true,
+                }),
+            ),
+            said(2, Message::Started { pid: 9 }),
+            said(2, Message::Data(Stream::Stdin, b"text".to_vec())),
+            said(2, Message::Credit(Stream::Stdin, 4)),
+            said(2, Message::End(Stream::Stdin)),
+            said(2, Message::Data(Stream::Stdout, b"text".to_vec())),
+            said(3, Message::Resize(WindowSize { rows: 1, columns: 2 })),
+            said(3, Message::Signal(2)),
+            said(2, Message::Exited { code: 0 }),
+            said(3, Message::Close),
+            said(3, Message::Failed(Failure { code: 127, message: "not found".into() })),
+            said(0, Message::Hosts("10.0.3.2\tweb\n".into())),
+            said(0, Message::Shutdown { signal: 15, grace_seconds: 10 }),
+        ];
+        let mut bytes = vec![5];
+        frames.iter().for_each(|frame| frame.encode(&mut bytes));
+        assert!(SEED == bytes, "write these bytes to the seed:\n{}", bytes.escape_ascii());
+        protocol(SEED);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
