@@ -1,7 +1,13 @@
 //! The fuzz targets' bodies on random input and on archives with a few bytes changed, for a bounded number of cases.
 
+use std::io::Write as _;
+
+use camino::Utf8Path;
 use proptest::prelude::*;
+use xtask::disk::ext4::Plan;
+use xtask::image::flatten::{Whiteouts, flatten};
 use xtask::image::fuzz;
+use xtask::image::layer::Layer;
 
 use crate::layers::documents;
 use crate::oracle::disk_of;
@@ -55,9 +61,30 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What is not refused is a file system in which e2fsck finds nothing, whatever the archive says.
+    #[test]
+    fn disks_of_changed_archives(seed in prop::sample::select(&SEEDS), changes in changes()) {
+        let bytes = fuzz::with_checksums(&changed(seed.to_vec(), &changes));
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let layers = [Layer::whole(file, "the input").unwrap()];
+        if let Ok(plan) = flatten(&layers, Whiteouts::Apply).and_then(Plan::new)
+            && plan.minimum_size() <= 64 << 20
+        {
+            let disk = tempfile::NamedTempFile::new().unwrap();
+            plan.write(&layers, disk.as_file(), plan.minimum_size(), |_| {}).unwrap();
+            view::check(Utf8Path::from_path(disk.path()).unwrap());
+        }
+    }
+}
+
 #[test]
 fn the_seeds_are_good_archives() {
     for seed in SEEDS {
+        assert!(fuzz::with_checksums(seed) == seed, "its checksums are right as they are");
         fuzz::layer(seed);
         let scratch = Scratch::new();
         let tar = scratch.path().join("seed.tar");

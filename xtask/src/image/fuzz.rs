@@ -25,11 +25,7 @@ const LARGEST: u64 = 1 << 20;
 
 /// A layer is laid over nothing and then over itself, and what comes out survives being archived and read again.
 pub fn layer(input: &[u8]) {
-    let mut bytes = input.to_vec();
-    for block in bytes.chunks_exact_mut(BLOCK) {
-        set_checksum(block);
-    }
-    let Some(layer) = layer_of(&bytes) else { return };
+    let Some(layer) = layer_of(&with_checksums(input)) else { return };
     for whiteouts in [Whiteouts::Apply, Whiteouts::Ignore] {
         let layers = [layer.clone(), layer.clone()];
         let Ok(tree) = flatten(&layers, whiteouts) else { continue };
@@ -61,11 +57,29 @@ fn write_disk(tree: &Tree, layers: &[Layer]) {
     }
 }
 
-/// A wrong checksum would keep most inputs out of the parser's inside.
-fn set_checksum(block: &mut [u8]) {
-    block[148..156].fill(b' ');
-    let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+/// The input with every header's checksum right: wrong ones would keep most inputs out of the parser's inside. What
+/// headers say of contents, and the zeros at the end, are left alone.
+pub fn with_checksums(input: &[u8]) -> Vec<u8> {
+    let mut bytes = input.to_vec();
+    let mut at = 0;
+    while let Some(header) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<BLOCK>()) {
+        at += BLOCK;
+        if header.iter().all(|&byte| byte == 0) {
+            continue;
+        }
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        // Links, devices, folders and pipes have no contents, whatever their size says.
+        let has_contents = !(b'1'..=b'6').contains(&header[156]);
+        let size = header[124..136].iter().take_while(|byte| byte.is_ascii_digit());
+        let size =
+            size.fold(0_usize, |size, byte| size.wrapping_mul(8).wrapping_add(usize::from(byte - b'0')));
+        if has_contents {
+            at = at.saturating_add(size.min(input.len())).next_multiple_of(BLOCK);
+        }
+    }
+    bytes
 }
 
 fn layer_of(bytes: &[u8]) -> Option<Layer> {
