@@ -78,11 +78,13 @@ fn debugfs(disk: &Utf8PathBuf, request: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// One block, one level of index, two levels; names at both ends of their length, and some that are not text.
+/// One block with room, one that is full to its last byte, one name more, two levels of index; the longest names, and
+/// some that are not text.
 #[test]
 fn a_folder_holds_any_number_of_names() {
     let mut made = Made::new();
-    let sizes = [("few", 3, 1), ("edge", 254, 4), ("some", 1000, 20), ("long", 9000, 245)];
+    // 253 entries of 16 bytes and the last one's 12 are the 4060 that a block has beside its dots and its checksum.
+    let sizes = [("few", 3, 1), ("full", 253, 1), ("over", 254, 1), ("some", 1000, 20), ("long", 9000, 248)];
     for (folder, count, padding) in sizes {
         let folder = made.folder(ROOT, folder);
         for number in 0..count {
@@ -96,8 +98,11 @@ fn a_folder_holds_any_number_of_names() {
         let names = view.keys().filter(|path| path.starts_with(&format!("{folder}/"))).count();
         assert_eq!(names, count + 1, "{folder}");
     }
-    assert!(!debugfs(&disk, "stat /few").contains("Flags: 0x81000"));
-    for (folder, levels) in [("some", 0), ("long", 1)] {
+    for folder in ["few", "full"] {
+        assert!(debugfs(&disk, &format!("stat /{folder}")).contains("Flags: 0x80000"), "{folder}");
+    }
+    for (folder, levels) in [("over", 0), ("some", 0), ("long", 1)] {
+        assert!(debugfs(&disk, &format!("stat /{folder}")).contains("Flags: 0x81000"), "{folder}");
         let dump = debugfs(&disk, &format!("htree_dump /{folder}"));
         assert!(dump.contains(&format!("Indirect levels: {levels}")), "{dump}");
     }

@@ -34,9 +34,10 @@ pub fn parse(text: &str) -> anyhow::Result<u64> {
     Ok(bytes.next_multiple_of(4096))
 }
 
-/// The size of a disk where nobody says one: room to work in, at no cost, since the disk is sparse.
-pub fn default_for(data_bytes: u64) -> u64 {
-    data_bytes.saturating_mul(2).next_multiple_of(1 << 30).max(SMALLEST_DEFAULT)
+/// The size of a disk where nobody says one, for an image that needs `least` bytes: room to work in, at no cost, since
+/// the disk is sparse.
+pub fn default_for(least: u64) -> u64 {
+    least.saturating_mul(2).next_multiple_of(1 << 30).max(SMALLEST_DEFAULT)
 }
 
 /// What one may give to `--size` for at least so many bytes.
