@@ -12,3 +12,4 @@ mod init;
 mod kernel;
 mod machines;
 mod status;
+mod torture;

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::host::setup::Consent;
 use crate::tasks::{
     Context, bench, boot, collect, cp, doctor, exec, image, init, inspect, kernel, kill, logs, ps, rm, setup,
-    shell, status, stop, supervise, test, volume, wait,
+    shell, status, stop, supervise, test, torture, volume, wait,
 };
 use crate::workspace::Workspace;
 
@@ -45,6 +45,7 @@ enum Task {
     Doctor(doctor::DoctorArgs),
     Test(test::TestArgs),
     Bench(bench::BenchArgs),
+    Torture(torture::TortureArgs),
 }
 
 impl Cli {
@@ -77,6 +78,7 @@ impl Cli {
             Task::Doctor(args) => args.run(&context),
             Task::Test(args) => args.run(&context),
             Task::Bench(args) => args.run(&context),
+            Task::Torture(args) => args.run(&context),
         }
     }
 }

@@ -24,5 +24,6 @@ pub mod vm;
 pub mod boot;
 
 pub mod bench;
+pub mod torture;
 
 pub mod tasks;

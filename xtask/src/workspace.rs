@@ -45,9 +45,19 @@ impl Workspace {
             Some(folder) => Utf8PathBuf::from(folder).join("microvm"),
             None => Utf8PathBuf::from(format!("/tmp/microvm-{}", rustix::process::getuid().as_raw())),
         };
-        // Machines of one cache are one world: a test with a cache of its own sees only its own.
-        let world = hex(&Sha256::digest(cache.as_str()))[..8].to_owned();
-        Ok(Workspace { root, cache, artifacts, sockets: runtime.join(world) })
+        let sockets = runtime.join(world(&cache));
+        Ok(Workspace { root, cache, artifacts, sockets })
+    }
+
+    /// The same checkout with another cache, as [`CACHE_VARIABLE`] would name it.
+    pub fn with_cache(&self, cache: Utf8PathBuf) -> Workspace {
+        let artifacts = cache.join("artifacts");
+        Workspace {
+            root: self.root.clone(),
+            artifacts,
+            sockets: self.sockets.with_file_name(world(&cache)),
+            cache,
+        }
     }
 
     /// The checkout.
@@ -141,6 +151,11 @@ impl Workspace {
     pub fn sockets(&self) -> Utf8PathBuf {
         self.sockets.clone()
     }
+}
+
+/// Machines of one cache are one world: a test with a cache of its own sees only its own.
+fn world(cache: &Utf8Path) -> String {
+    hex(&Sha256::digest(cache.as_str()))[..8].to_owned()
 }
 
 /// Lower-case hexadecimal digits of some bytes.

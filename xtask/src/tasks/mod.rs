@@ -20,6 +20,7 @@ pub mod status;
 pub mod stop;
 pub mod supervise;
 pub mod test;
+pub mod torture;
 pub mod volume;
 pub mod wait;
 

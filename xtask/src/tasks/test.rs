@@ -9,10 +9,14 @@ use crate::host::fuzz;
 use crate::host::process::{dies_with_us, run_watched};
 use crate::host::tools::Purpose;
 use crate::kernel::{self, KernelRequest};
+use crate::torture::{self, rows};
 use crate::{init, note};
 
 /// For each fuzz target.
 const FUZZ_TIME: Duration = Duration::from_secs(20);
+
+/// For all trials by force: each kind comes up a few times.
+const TORTURE_TIME: Duration = Duration::from_secs(180);
 
 /// Set up what the tests need and run every test, those that boot machines included
 #[derive(Debug, clap::Args)]
@@ -21,7 +25,7 @@ pub struct TestArgs {
     #[arg(long)]
     quick: bool,
 
-    /// Fuzz what reads images and the agent's port too, for a short time
+    /// Run slow tests too, fuzz what reads images and the agent's port, and torture tasks and machines
     #[arg(long, conflicts_with = "quick")]
     all: bool,
 
@@ -57,6 +61,9 @@ impl TestArgs {
             );
         }
         words.push("--".into());
+        if self.all {
+            words.push("--include-ignored".into());
+        }
         words.extend(self.arguments.iter().cloned());
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let status = dies_with_us(&duct::cmd(cargo, words))
@@ -72,6 +79,8 @@ impl TestArgs {
         if self.all {
             context.require(&[Purpose::Fuzz])?;
             fuzz::run(context.workspace.root(), FUZZ_TIME)?;
+            let plan = torture::Plan { rows: rows::divide(&[], TORTURE_TIME), seed: torture::any_seed() };
+            return Ok(u8::from(!torture::run(context, &plan)?));
         }
         Ok(0)
     }
