@@ -84,7 +84,7 @@ fn a_port_in_use_is_named_with_its_holder() {
 }
 
 /// The QEMU that a process started, once there is one.
-fn qemu_of(boot: u32) -> u32 {
+pub(crate) fn qemu_of(boot: u32) -> u32 {
     let deadline = std::time::Instant::now() + crate::world::DEADLINE;
     loop {
         let children = fs::read_to_string(format!("/proc/{boot}/task/{boot}/children")).unwrap_or_default();
@@ -96,6 +96,14 @@ fn qemu_of(boot: u32) -> u32 {
         }
         assert!(std::time::Instant::now() < deadline, "boot never started QEMU");
         std::thread::yield_now();
+    }
+}
+
+/// True for a process that is no more, or waits for its parent to take notice (state Z).
+pub(crate) fn has_ended(process: u32) -> bool {
+    match fs::read_to_string(format!("/proc/{process}/stat")) {
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(_) => true,
     }
 }
 
@@ -113,12 +121,7 @@ fn killing_boot_leaves_no_qemu_and_its_name_is_free_again() {
     assert!(talk.contains(&format!("a machine named `{name}` is running")) && code == Some(125), "{talk}");
     boot.kill().unwrap();
     boot.wait().unwrap();
-    // A process that has ended may wait for its new parent to take notice (state Z).
-    let has_ended = || match fs::read_to_string(format!("/proc/{qemu}/stat")) {
-        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
-        Err(_) => true,
-    };
-    crate::support::wait_until("QEMU has ended", has_ended);
+    crate::support::wait_until("QEMU has ended", || has_ended(qemu));
     assert_eq!(named("exit 9").1, Some(9));
     let workspace = xtask::workspace::Workspace::discover().unwrap();
     let left = xtask::vm::record::run_dir::RunDir::named(&workspace, &name);

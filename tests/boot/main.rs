@@ -12,6 +12,7 @@ mod kernel;
 mod load;
 mod network;
 mod nginx;
+mod output;
 mod pid1;
 mod registry;
 mod volumes;

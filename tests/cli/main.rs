@@ -11,5 +11,6 @@ mod image;
 mod init;
 mod kernel;
 mod machines;
+mod output;
 mod status;
 mod torture;

@@ -1,11 +1,19 @@
 //! Ctrl-C and its kin. By default a signal removes what is half done and ends the task with 128 + its number;
-//! while somebody [subscribes](subscribe), signals go there instead (a running machine passes them on).
+//! while somebody [takes them over](take_over), signals go there instead (a running machine passes them on).
+//!
+//! Whoever asks again gets away: of the signals that go elsewhere the third ends the task after all, and one that comes
+//! while half-done files are removed ends it at once.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::vm::client::terminal;
+
+/// As many signals somebody may take over: one asks the guest to end, the next one ends it.
+const MOST_TAKEN: u32 = 2;
 
 /// How often a folder is removed that keeps getting entries.
 const REMOVAL_TRIES: u32 = 100;
@@ -14,11 +22,39 @@ const REMOVAL_TRIES: u32 = 100;
 struct State {
     half_done: Vec<Utf8PathBuf>,
     writers: Vec<Pid>,
-    subscriber: Option<mpsc::Sender<i32>>,
+    taker: Option<mpsc::Sender<i32>>,
+    /// By the taker that there is.
+    taken: u32,
+    is_ending: bool,
+}
+
+/// What a signal does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// The taker gets it.
+    Taken,
+    /// The task ends when what is half done is removed.
+    CleansUp,
+    /// The task ends now.
+    Ends,
+}
+
+impl State {
+    fn effect(&mut self) -> Effect {
+        if self.is_ending {
+            return Effect::Ends;
+        }
+        if self.taker.is_some() && self.taken < MOST_TAKEN {
+            self.taken += 1;
+            return Effect::Taken;
+        }
+        self.is_ending = true;
+        Effect::CleansUp
+    }
 }
 
 static STATE: Mutex<State> =
-    Mutex::new(State { half_done: Vec::new(), writers: Vec::new(), subscriber: None });
+    Mutex::new(State { half_done: Vec::new(), writers: Vec::new(), taker: None, taken: 0, is_ending: false });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -37,16 +73,39 @@ pub fn install() -> std::io::Result<()> {
 
 fn handle(signal: i32) {
     let mut state = state();
-    if let Some(subscriber) = &state.subscriber
-        && subscriber.send(signal).is_ok()
-    {
+    let effect = state.effect();
+    if let (Effect::Taken, Some(taker)) = (effect, &state.taker) {
+        // One whose thread has ended needs no more signals, and the next but one ends the task.
+        let _ = taker.send(signal);
         return;
     }
-    for pid in state.writers.drain(..) {
+    let (writers, half_done) = (std::mem::take(&mut state.writers), std::mem::take(&mut state.half_done));
+    drop(state);
+    if effect == Effect::CleansUp {
+        let clean_up = move || {
+            remove(&writers, half_done);
+            end(signal)
+        };
+        // The next signal is listened to meanwhile.
+        if std::thread::Builder::new().spawn(clean_up).is_ok() {
+            return;
+        }
+    }
+    end(signal)
+}
+
+fn end(signal: i32) -> ! {
+    terminal::restore();
+    crate::note!("\ninterrupted");
+    std::process::exit(128 + signal);
+}
+
+fn remove(writers: &[Pid], half_done: Vec<Utf8PathBuf>) {
+    for &pid in writers {
         // One that has ended by itself writes no more either.
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
-    for path in state.half_done.drain(..) {
+    for path in half_done {
         // A writer's last system call may still add to a folder. What cannot be removed stays under its temporary name.
         for _ in 0..REMOVAL_TRIES {
             let result =
@@ -57,8 +116,6 @@ fn handle(signal: i32) {
             }
         }
     }
-    crate::note!("\ninterrupted");
-    std::process::exit(128 + signal);
 }
 
 /// Removes this file or folder if the task is interrupted.
@@ -90,22 +147,42 @@ pub(crate) fn forget(path: &Utf8Path) {
     state().half_done.retain(|known| known != path);
 }
 
-/// Signals, for as long as this is alive.
+/// Signals go to the taker for as long as this is alive.
 #[derive(Debug)]
-pub struct Subscription {
-    /// Signal numbers as they arrive.
-    pub signals: mpsc::Receiver<i32>,
-}
+pub struct Taken(());
 
-/// Takes over the signals: they no longer end the task.
-pub fn subscribe() -> Subscription {
+/// Takes over the signals: the next two no longer end the task. `taker` is called on a thread of its own, where it may
+/// wait without holding up the signals that follow.
+#[must_use = "signals are taken over until this is dropped"]
+pub fn take_over(taker: impl FnMut(i32) + Send + 'static) -> Taken {
     let (sender, signals) = mpsc::channel();
-    state().subscriber = Some(sender);
-    Subscription { signals }
+    std::thread::spawn(move || signals.into_iter().for_each(taker));
+    let mut state = state();
+    state.taker = Some(sender);
+    state.taken = 0;
+    Taken(())
 }
 
-impl Drop for Subscription {
+impl Drop for Taken {
     fn drop(&mut self) {
-        state().subscriber = None;
+        state().taker = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_third_signal_ends_the_task_after_all_and_the_next_one_at_once() {
+        let mut state = State { taker: Some(mpsc::channel().0), ..State::default() };
+        let effects = [(); 4].map(|()| state.effect());
+        assert_eq!(effects, [Effect::Taken, Effect::Taken, Effect::CleansUp, Effect::Ends]);
+    }
+
+    #[test]
+    fn a_signal_ends_the_task_where_nobody_takes_it() {
+        let mut state = State::default();
+        assert_eq!([state.effect(), state.effect()], [Effect::CleansUp, Effect::Ends]);
     }
 }

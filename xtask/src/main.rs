@@ -1,18 +1,34 @@
 //! `cargo xtask`: parses, dispatches, prints the error and its hint, returns the exit code.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use xtask::{cli::Cli, error, interrupt, ui};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = interrupt::install().map_err(Into::into).and_then(|()| cli.run());
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            ui::say(error::render(&error).trim_end());
-            ExitCode::from(error::exit_code(&error))
-        }
+    let code = match Cli::try_parse() {
+        Ok(cli) => run(cli),
+        Err(answer) => tell(&answer),
+    };
+    // Whatever else came of it: what was asked for did not arrive.
+    ExitCode::from(if ui::has_failed() { error::EXIT_WORKBENCH } else { code })
+}
+
+fn run(cli: Cli) -> u8 {
+    interrupt::install().map_err(Into::into).and_then(|()| cli.run()).unwrap_or_else(|error| {
+        ui::say(error::render(&error).trim_end());
+        error::exit_code(&error)
+    })
+}
+
+/// Help and the version, which are data, or what is wrong with the words.
+fn tell(answer: &clap::Error) -> u8 {
+    if answer.use_stderr() || std::io::stdout().is_terminal() {
+        // In colour where that can be. Nobody to talk to is no reason for another exit code.
+        let _ = answer.print();
+    } else {
+        ui::print(&answer.render().to_string());
     }
+    u8::try_from(answer.exit_code()).unwrap_or(error::EXIT_USAGE)
 }

@@ -34,7 +34,7 @@ pub fn run(context: &Context, plan: Plan) -> anyhow::Result<()> {
         let title = format!("{name}: {}", crate::ui::human_bytes(size));
         crate::note!("measuring {title}");
         let figures = compare(&tar, work.path(), plan)?;
-        println!("{}", table(&title, &figures));
+        crate::out!("{}", table(&title, &figures));
     }
     Ok(())
 }

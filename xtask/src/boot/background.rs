@@ -38,12 +38,9 @@ pub fn start(run_dir: &RunDir, lock: RunLock) -> anyhow::Result<Option<Ended>> {
         .spawn()
         .context("failed to start a supervisor")?;
 
-    let signals = interrupt::subscribe();
     let pid = Pid::from_child(&supervisor);
-    std::thread::spawn(move || {
-        for signal in signals.signals.iter().filter_map(Signal::from_named_raw) {
-            let _ = kill_process(pid, signal);
-        }
+    let _signals = interrupt::take_over(move |signal| {
+        let _ = Signal::from_named_raw(signal).map(|signal| kill_process(pid, signal));
     });
     let mut word = String::new();
     if let Some(stdout) = supervisor.stdout.take() {

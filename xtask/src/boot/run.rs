@@ -61,6 +61,7 @@ struct Running {
     supervisor: Supervisor,
     recorder: JoinHandle<()>,
     record: Arc<Record>,
+    signals: interrupt::Taken,
 }
 
 impl Running {
@@ -88,6 +89,7 @@ impl Running {
             console_is_main: !has_agent,
         };
         let supervisor = Supervisor::launch(&order.plan.machine, supervision)?;
+        let signals = interrupt::take_over(supervisor.signals());
         // Nothing tells when an init of the image's own has started its command.
         let started = (!has_agent).then(Timestamp::now);
         let state = State {
@@ -119,12 +121,13 @@ impl Running {
             }),
         };
         let recorder = std::thread::spawn(move || recorder.run(&frames));
-        Ok(Running { supervisor, recorder, record })
+        Ok(Running { supervisor, recorder, record, signals })
     }
 
     /// Follows the machine to its end, and writes down how it came.
     fn run(self) -> anyhow::Result<Ended> {
         let ending = self.supervisor.run()?;
+        drop(self.signals);
         // All output is in the log before the end is.
         let _ = self.recorder.join();
         let ended = Ended {
@@ -140,7 +143,6 @@ impl Running {
 
 /// Runs the machine with its streams joined to ours, and says how it ended.
 pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
-    let signals = interrupt::subscribe();
     let (to_session, frames) = mpsc::channel();
     let has_agent = order.plan.machine.agent_socket.is_some();
     let (tty, stdin) = match order.plan.boot_config.stdio {
@@ -148,8 +150,6 @@ pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
         Stdio::Console => (terminal::is_terminal(), true),
     };
     let running = Running::launch(order, run_dir, Some(to_session), || {})?;
-    let report = running.supervisor.signals();
-    std::thread::spawn(move || signals.signals.iter().for_each(report));
 
     // From here on every key is the guest's, until this is dropped.
     let raw_terminal =
@@ -165,7 +165,7 @@ pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
         session.run(frames, move |message| say.say(message), move || escape.give_up(), input, to_our_own);
     });
     let ended = running.run();
-    // All output is written before we say how it ended.
+    // From here on Ctrl-C ends this task, and not a machine that is no more. All output is written before we say how it ended.
     let _ = session.join();
     drop(raw_terminal);
     ended
@@ -188,11 +188,7 @@ pub fn in_background(
     run_dir: &RunDir,
     on_started: impl FnOnce() + Send + 'static,
 ) -> anyhow::Result<Ended> {
-    let signals = interrupt::subscribe();
-    let running = Running::launch(order, run_dir, None, on_started)?;
-    let report = running.supervisor.signals();
-    std::thread::spawn(move || signals.signals.iter().for_each(report));
-    running.run()
+    Running::launch(order, run_dir, None, on_started)?.run()
 }
 
 /// Tells how the machine ended, where its exit code alone does not. The console's log of a failure outlives its

@@ -189,7 +189,7 @@ impl<'a> Landing<'a> {
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("failed to make `{init}` executable"))?;
         // A signal that comes now is late: a set must not be left half old, half new.
-        let _uninterrupted = interrupt::subscribe();
+        let _uninterrupted = interrupt::take_over(|_| {});
         if self.is_new {
             return self.staged.publish();
         }

@@ -1,7 +1,6 @@
 //! Installs what is missing: asks first, or says the exact command. Debian's `apt-get` is the one way it knows.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 
 use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
@@ -120,8 +119,7 @@ fn is_agreed(consent: Consent, reason: &str, command: &str) -> anyhow::Result<bo
     if !ui::is_interactive() {
         return Ok(false);
     }
-    eprint!("missing on this host: {reason}\nrun `{command}`? [Y/n] ");
-    std::io::stderr().flush()?;
+    ui::ask(&format!("missing on this host: {reason}\nrun `{command}`? [Y/n] "));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("failed to read the answer")?;
     // End of input is no answer.

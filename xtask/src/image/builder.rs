@@ -154,7 +154,7 @@ fn run(builder: Builder, what: &str, arguments: Vec<String>) -> anyhow::Result<(
     let name = format!("`{} {}`", builder.program(), arguments[0]);
     let result = run_watched(&name, &duct::cmd(builder.program(), arguments), |line| {
         if !line.is_empty() {
-            spinner.set_message(format!("{what}: {line}"));
+            spinner.set_message(format!("{what}: {}", ui::visible_word(line)));
         }
     });
     spinner.finish_and_clear();

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use super::Context;
 use crate::bench;
 use crate::host::tools::Purpose;
+use crate::out;
 
 /// Measure this workbench beside other ways to do the same
 #[derive(Debug, Args)]
@@ -43,7 +44,7 @@ impl BenchArgs {
                     bench::image::Plan { runs: (*runs).into(), guestfs: !no_guestfs },
                 )?;
             }
-            What::Prepare { tar, overlay } => println!("{}", bench::image::prepare(context, tar, overlay)?),
+            What::Prepare { tar, overlay } => out!("{}", bench::image::prepare(context, tar, overlay)?),
         }
         Ok(0)
     }

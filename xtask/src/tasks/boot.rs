@@ -31,7 +31,7 @@ use crate::vm::record::Description;
 use crate::vm::record::run_dir::{RunDir, parse_name};
 use crate::vm::signal;
 use crate::workspace::{Workspace, hex};
-use crate::{artifact, note};
+use crate::{artifact, note, out};
 
 /// The image that is booted when none is named, relative to the checkout.
 const DEFAULT_IMAGE: &str = "images/hello";
@@ -317,7 +317,7 @@ impl BootArgs {
         let Some(ended) = ended else {
             // From here on the supervisor clears away.
             std::mem::forget(guard);
-            println!("{name}");
+            out!("{name}");
             return Ok(0);
         };
         guard.keeps = description.kept;
@@ -368,7 +368,7 @@ impl BootArgs {
             artifact::write_whole(&kept, &bytes)?;
             planned.machine.initramfs = Some(kept);
         }
-        println!("{}", qemu::paste(qemu::PROGRAM, &qemu::arguments(&planned.machine)));
+        out!("{}", qemu::paste(qemu::PROGRAM, &qemu::arguments(&planned.machine)));
         Ok(0)
     }
 }

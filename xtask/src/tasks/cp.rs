@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Context;
 use crate::error::usage;
+use crate::ui;
 use crate::vm::client::copy::{self, split_machine};
 use crate::vm::record::run_dir::RunDir;
 
@@ -31,7 +32,7 @@ impl CpArgs {
         let find = |name: &str| RunDir::find_running(&context.workspace, name);
         match (split_machine(&self.source), split_machine(&self.target)) {
             (Some((name, path)), None) if self.target == "-" => {
-                copy::to_stream(&find(name)?, path, self.follow_link, std::io::stdout())?;
+                copy::to_stream(&find(name)?, path, self.follow_link, ui::Stdout)?;
             }
             (Some((name, path)), None) => {
                 copy::out_of_machine(&find(name)?, path, Path::new(&self.target), self.follow_link)?;

@@ -6,7 +6,7 @@ use super::Context;
 use crate::host::doctor::{Report, examine};
 use crate::host::tools::{self, Purpose};
 use crate::note;
-use crate::ui::human_bytes;
+use crate::ui::{self, human_bytes};
 
 /// Show which tools and which accelerator this host has, and what follows from it
 ///
@@ -33,8 +33,8 @@ impl DoctorArgs {
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         let report = examine(&context.workspace);
         match self.format {
-            Format::Table => print!("{}", table(&report)),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+            Format::Table => ui::print(&table(&report)),
+            Format::Json => ui::print_json(&report, true)?,
         }
         if !report.ready {
             note!("\n`cargo xtask setup` installs what is missing for `boot`");

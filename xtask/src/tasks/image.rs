@@ -7,8 +7,8 @@ use super::Context;
 use crate::image::builder::Builder;
 use crate::image::store::Store;
 use crate::image::{self, ImageRequest, Mkfs, Source, cleanup, export};
-use crate::ui::{human_age, human_bytes};
-use crate::{disk, note};
+use crate::ui::{human_age, human_bytes, visible_word};
+use crate::{disk, note, out};
 
 /// Make a bootable disk of a container image, or look after the cache of such disks
 #[derive(Debug, Args)]
@@ -124,17 +124,17 @@ impl Action {
 }
 
 fn list(context: &Context) {
-    println!("{:20} {:14} {:>10} {:>10}  {:12} SOURCE", "NAME", "DIGEST", "SIZE", "ON DISK", "AGE");
+    out!("{:20} {:14} {:>10} {:>10}  {:12} SOURCE", "NAME", "DIGEST", "SIZE", "ON DISK", "AGE");
     for disk in Store::new(&context.workspace).disks() {
         let record = &disk.record;
-        println!(
+        out!(
             "{:20} {:14} {:>10} {:>10}  {:12} {}",
-            record.name,
+            visible_word(&record.name),
             record.digest.trim_start_matches("sha256:").get(..12).unwrap_or(&record.digest),
             human_bytes(record.size),
             human_bytes(cleanup::space(&disk.folder)),
             human_age(disk.age()),
-            record.source
+            visible_word(&record.source)
         );
     }
 }
@@ -158,7 +158,7 @@ impl ImageArgs {
             return Ok(0);
         }
         let published = export::publish(context, &image)?;
-        println!("{}", image.disk);
+        out!("{}", image.disk);
         note!("{} is ready: {} ({})", image.name, published, image.digest);
         Ok(0)
     }

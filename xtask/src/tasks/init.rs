@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::ui::human_bytes;
-use crate::{init, note};
+use crate::{init, note, out};
 
 /// Build PID 1 of the guest and pack it into the initramfs
 ///
@@ -16,7 +16,7 @@ impl InitArgs {
         let init = init::ensure(context)?;
         let bytes = std::fs::metadata(&init.binary)?.len();
         note!("init: static, {}", human_bytes(bytes));
-        println!("{}\n{}", init.binary, init.initramfs);
+        out!("{}\n{}", init.binary, init.initramfs);
         Ok(0)
     }
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::Context;
 use crate::boot::run::Order;
+use crate::ui;
 use crate::vm::qemu;
 use crate::vm::record::run_dir::RunDir;
 
@@ -36,7 +37,7 @@ impl InspectArgs {
                 "output_log": run_dir.output_log(),
             }));
         }
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        ui::print_json(&all, true)?;
         Ok(0)
     }
 }

@@ -4,7 +4,7 @@ use camino::Utf8PathBuf;
 
 use super::Context;
 use crate::kernel::{self, ConfigChoice, KernelRequest, SourceChoice};
-use crate::note;
+use crate::{note, out};
 
 /// Build the kernel: `vmlinux` and `bzImage`
 ///
@@ -47,7 +47,7 @@ impl KernelArgs {
         };
         let kernel = kernel::ensure(context, &request)?;
         note!("kernel {}", kernel.description);
-        println!("{}\n{}", kernel.vmlinux, kernel.bz_image);
+        out!("{}\n{}", kernel.vmlinux, kernel.bz_image);
         Ok(0)
     }
 }

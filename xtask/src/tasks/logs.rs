@@ -1,6 +1,6 @@
 //! `logs`: what a machine's main process said.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::sync::mpsc;
 
 use anyhow::{Context as _, anyhow};
@@ -11,6 +11,7 @@ use rustix::fs::inotify;
 use super::Context;
 use crate::boot::request::parse_duration;
 use crate::error::Hint as _;
+use crate::ui;
 use crate::vm::record::output_log::{Piece, Reader};
 use crate::vm::record::run_dir::RunDir;
 
@@ -62,12 +63,10 @@ impl LogsArgs {
 
 /// Nobody reads any more: that is an end too.
 fn print(piece: &Piece) -> io::Result<()> {
-    if piece.stream == Stream::Stderr {
-        return io::stderr().write_all(&piece.bytes);
+    match piece.stream {
+        Stream::Stderr => ui::write_to_stderr(&piece.bytes),
+        Stream::Stdin | Stream::Stdout => ui::write_to_stdout(&piece.bytes),
     }
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(&piece.bytes)?;
-    stdout.flush()
 }
 
 /// Something to receive now and whenever the log has changed; `true` when the machine has ended.

@@ -43,7 +43,7 @@ fn each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -> u8
     let mut code = 0;
     for name in names {
         match act(name) {
-            Ok(()) => println!("{name}"),
+            Ok(()) => crate::out!("{name}"),
             Err(error) => {
                 crate::note!("{}", crate::error::render(&error).trim_end());
                 code = 1;

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Context;
-use crate::ui::{human_age, human_bytes};
+use crate::out;
+use crate::ui::{self, human_age, human_bytes, visible_word};
 use crate::vm::machine::PublishedPort;
 use crate::vm::record::run_dir::RunDir;
 use crate::vm::record::{Description, Health, Phase, State};
@@ -71,13 +72,13 @@ impl PsArgs {
         }
         rows.sort_by_key(|row| std::cmp::Reverse(row.created));
         if self.quiet {
-            rows.iter().for_each(|row| println!("{}", row.name));
+            rows.iter().for_each(|row| out!("{}", row.name));
         } else if self.format == Format::Json {
             for row in &rows {
-                println!("{}", serde_json::to_string(row)?);
+                ui::print_json(row, false)?;
             }
         } else {
-            print!("{}", table(&rows));
+            ui::print(&table(&rows));
         }
         Ok(0)
     }
@@ -138,8 +139,8 @@ fn table(rows: &[Row]) -> String {
         let ports: Vec<String> = row.ports.iter().map(PublishedPort::to_string).collect();
         let dash = || "-".to_owned();
         lines.push([
-            row.name.clone(),
-            row.image.clone(),
+            visible_word(&row.name).into_owned(),
+            visible_word(&row.image).into_owned(),
             state,
             row.health.map_or_else(dash, |health| health.word().to_owned()),
             if ports.is_empty() { dash() } else { ports.join(", ") },

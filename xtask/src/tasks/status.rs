@@ -10,10 +10,10 @@ use crate::artifacts::{self, Set};
 use crate::host::tools::{self, Purpose};
 use crate::image::store::{CachedDisk, Store};
 use crate::kernel::{self, KernelRequest};
-use crate::ui::human_bytes;
+use crate::ui::{human_bytes, visible_word};
 use crate::vm::record::run_dir::RunDir;
 use crate::workspace::Workspace;
-use crate::{init, note};
+use crate::{init, note, out};
 
 /// Show what is built, from what, how old it is, what is stale, and the next command to type
 #[derive(Debug, Default, clap::Args)]
@@ -42,16 +42,16 @@ impl StatusArgs {
         let mut rows = vec![kernel_row(workspace)?, init_row(workspace)?];
         rows.extend(image_rows(workspace));
         for row in &rows {
-            println!("{}", line(row));
+            out!("{}", line(row));
         }
         let set = workspace.artifacts();
         if Set::load(&set).is_ok_and(|set| set.init.is_some() && is_cached(workspace, &set.disk)) {
-            println!("{:8} {set}, for `collect` and `boot --from`", "set");
+            out!("{:8} {set}, for `collect` and `boot --from`", "set");
         }
         let running = RunDir::all(workspace)?;
         let running: Vec<&str> = running.iter().filter(|run| run.is_running()).map(RunDir::name).collect();
         if !running.is_empty() {
-            println!("{:8} {}", "running", running.join(", "));
+            out!("{:8} {}", "running", running.join(", "));
         }
         let lacks_tools = !tools::missing(&Purpose::FIRST_BOOT).is_empty();
         note!("\nnext: {}", next(&rows, lacks_tools));
@@ -65,7 +65,7 @@ fn line(row: &Row) -> String {
         State::Current(age) => format!("{} old", HumanDuration(age)),
         State::Stale(age, reason) => format!("{} old, stale: {reason}", HumanDuration(age)),
     };
-    format!("{:8} {:44} {state}", row.kind, row.what)
+    format!("{:8} {:44} {state}", row.kind, visible_word(&row.what))
 }
 
 fn next(rows: &[Row], lacks_tools: bool) -> &'static str {

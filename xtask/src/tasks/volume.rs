@@ -4,7 +4,8 @@ use clap::{Args, Subcommand};
 
 use super::Context;
 use crate::disk::volume;
-use crate::ui::human_bytes;
+use crate::out;
+use crate::ui::{human_bytes, visible_word};
 
 /// List or remove named volumes
 #[derive(Debug, Args)]
@@ -30,10 +31,10 @@ impl VolumeArgs {
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         match &self.action {
             Action::Ls => {
-                println!("{:40} {:>10}  IN USE", "NAME", "ON DISK");
+                out!("{:40} {:>10}  IN USE", "NAME", "ON DISK");
                 for volume in volume::all(&context.workspace)? {
                     let in_use = if volume.in_use { "yes" } else { "no" };
-                    println!("{:40} {:>10}  {in_use}", volume.name, human_bytes(volume.space));
+                    out!("{:40} {:>10}  {in_use}", visible_word(&volume.name), human_bytes(volume.space));
                 }
             }
             Action::Rm { name } => {

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 
 use super::Context;
+use crate::out;
 use crate::vm::client::Client;
 use crate::vm::record::run_dir::RunDir;
 
@@ -26,7 +27,7 @@ impl WaitArgs {
             };
             run_dir.wait_for_end();
             let code = told.or_else(|| Some(run_dir.state().ended?.outcome.exit_code()));
-            println!(
+            out!(
                 "{}",
                 code.with_context(|| format!("the machine `{name}` was killed, and left no exit code"))?
             );

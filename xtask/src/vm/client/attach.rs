@@ -29,13 +29,15 @@ pub fn attach(run_dir: &RunDir, program: Program, tty: bool, stdin: bool) -> any
     } else {
         None
     };
-    let signals = interrupt::subscribe();
-    let asker = speaker.clone();
-    std::thread::spawn(move || {
+    let (asker, mut is_first) = (speaker.clone(), true);
+    let signals = interrupt::take_over(move |signal| {
         // The first is the process's to act on; who asks again wants to leave.
-        for (count, signal) in signals.signals.iter().enumerate() {
-            if count == 0 { asker.say(CHANNEL, Message::Signal(signal)) } else { asker.leave() }
+        if is_first {
+            asker.say(CHANNEL, Message::Signal(signal))
+        } else {
+            asker.leave()
         }
+        is_first = false;
     });
     let (say, escape, stop) = (speaker.clone(), speaker.clone(), speaker);
     let mut is_read = true;
@@ -54,7 +56,7 @@ pub fn attach(run_dir: &RunDir, program: Program, tty: bool, stdin: bool) -> any
             written
         },
     );
-    drop(raw_terminal);
+    drop((signals, raw_terminal));
     if !is_read {
         return Ok(EXIT_BROKEN_PIPE);
     }

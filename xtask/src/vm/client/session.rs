@@ -3,7 +3,7 @@
 //! process or behind a socket.
 
 use std::collections::HashMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use init::protocol::{Failure, Frame, MAX_PAYLOAD, Message, Stream, WINDOW};
 
 use super::terminal;
+use crate::ui;
 
 /// The key that, pressed three times within a second, ends a session whose guest does not react (Ctrl-]), as
 /// systemd-nspawn(1) has it.
@@ -123,15 +124,8 @@ fn carry_output(
 /// Our own standard output and standard error as a process's.
 pub fn to_our_own(stream: Stream, bytes: &[u8]) -> io::Result<()> {
     match stream {
-        Stream::Stderr => {
-            let mut stderr = io::stderr().lock();
-            stderr.write_all(bytes)
-        }
-        Stream::Stdin | Stream::Stdout => {
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(bytes)?;
-            stdout.flush()
-        }
+        Stream::Stderr => ui::write_to_stderr(bytes),
+        Stream::Stdin | Stream::Stdout => ui::write_to_stdout(bytes),
     }
 }
 

@@ -49,11 +49,6 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Whether the terminal at standard input is raw.
-pub fn is_raw() -> bool {
-    lock().is_some()
-}
-
 /// Gives the terminal back as it was found. Does nothing when it was not changed.
 pub fn restore() {
     if let Some(before) = lock().take() {

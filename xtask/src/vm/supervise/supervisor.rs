@@ -25,7 +25,6 @@ use crate::disk::volume;
 use crate::host::process::die_with;
 use crate::host::tools;
 use crate::note;
-use crate::vm::client::terminal;
 use crate::vm::machine::Machine;
 use crate::vm::net::{self, Attached};
 use crate::vm::qemu;
@@ -205,9 +204,7 @@ impl Supervisor {
                         let said = Message::Data(Stream::Stdout, bytes);
                         deliveries.push(Delivery::Client(MAIN_CLIENT, Frame::new(MAIN_CHANNEL, said)));
                     } else {
-                        // A raw terminal goes down a line, and not back to its beginning.
-                        let back = if terminal::is_raw() { "\r" } else { "" };
-                        notes.iter().for_each(|line| note!("{line}{back}"));
+                        notes.iter().for_each(|line| note!("{line}"));
                     }
                 }
                 Ok(Event::ConsoleClosed) => {
