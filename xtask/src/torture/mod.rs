@@ -66,9 +66,8 @@ pub fn run(context: &Context, plan: &Plan) -> anyhow::Result<bool> {
     kernel::ensure(context, &kernel::KernelRequest::default())?;
     init::ensure(context)?;
     let is_interrupted = Arc::new(AtomicBool::new(false));
-    let subscription = interrupt::subscribe();
     let flag = Arc::clone(&is_interrupted);
-    std::thread::spawn(move || subscription.signals.iter().for_each(|_| flag.store(true, Ordering::Relaxed)));
+    let _signals = interrupt::take_over(move |_| flag.store(true, Ordering::Relaxed));
 
     let grounds = Grounds::new(&context.workspace, is_interrupted)?;
     let mut tallies = Vec::new();
@@ -80,7 +79,7 @@ pub fn run(context: &Context, plan: &Plan) -> anyhow::Result<bool> {
         note!("{}", tally.sentence());
         tallies.push(tally);
     }
-    print!("{}", table::table(&tallies));
+    ui::print(&table::table(&tallies));
     Ok(tallies.iter().all(|tally| tally.lost == 0) && !grounds.is_interrupted())
 }
 
