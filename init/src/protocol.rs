@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot_config::Command;
 
-pub use codec::{Decoder, HEADER, ProtocolError};
+pub use codec::{Decoder, HEADER, ProtocolError, set_payload_length};
 
 /// Raised whenever a message changes its form or meaning. Both sides open with [`Message::Hello`].
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT_NAME: &str = "microvm.agent";
@@ -110,6 +110,10 @@ pub enum Message {
         /// Seconds between the signal and SIGKILL.
         grace_seconds: u32,
     },
+    /// Host to guest on channel 0: answer with [`Message::Pong`] and this number.
+    Ping(u32),
+    /// Guest to host on channel 0: PID 1 still serves its port.
+    Pong(u32),
     /// Host to guest on channel 0: the lines for `/etc/hosts` of the private network's machines, in place of earlier ones.
     Hosts(String),
 }

@@ -35,6 +35,8 @@ mod kind {
     pub(super) const EXITED: u8 = 8;
     pub(super) const SHUTDOWN: u8 = 9;
     pub(super) const HOSTS: u8 = 10;
+    pub(super) const PING: u8 = 11;
+    pub(super) const PONG: u8 = 12;
 }
 
 impl Stream {
@@ -102,17 +104,30 @@ impl Frame {
                 out.extend_from_slice(&grace_seconds.to_le_bytes());
                 kind::SHUTDOWN
             }
+            Message::Ping(number) => {
+                out.extend_from_slice(&number.to_le_bytes());
+                kind::PING
+            }
+            Message::Pong(number) => {
+                out.extend_from_slice(&number.to_le_bytes());
+                kind::PONG
+            }
             Message::Hosts(lines) => {
                 debug_assert!(lines.len() <= MAX_PAYLOAD);
                 out.extend_from_slice(lines.as_bytes());
                 kind::HOSTS
             }
         };
-        let length = (out.len() - start - 4) as u32;
-        out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+        let length = out.len() - start - HEADER;
+        set_payload_length(&mut out[start..], length);
         out[start + 4] = kind;
         out[start + 5..start + 9].copy_from_slice(&self.channel.to_le_bytes());
     }
+}
+
+/// Makes the frame that these bytes begin with one of `length` bytes of payload.
+pub fn set_payload_length(frame: &mut [u8], length: usize) {
+    frame[..4].copy_from_slice(&(length as u32 + 5).to_le_bytes());
 }
 
 fn append_json<T: Serialize>(out: &mut Vec<u8>, value: &T) {
@@ -198,6 +213,14 @@ fn decode_message(kind: u8, payload: &[u8]) -> Result<Message, ProtocolError> {
             sized(8)?;
             Message::Shutdown { signal: u32_at(0)? as i32, grace_seconds: u32_at(4)? }
         }
+        kind::PING => {
+            sized(4)?;
+            Message::Ping(u32_at(0)?)
+        }
+        kind::PONG => {
+            sized(4)?;
+            Message::Pong(u32_at(0)?)
+        }
         kind::HOSTS => Message::Hosts(String::from_utf8(payload.to_vec()).map_err(|_| wrong())?),
         _ => {
             if let Some(stream) = stream(kind::DATA) {
@@ -257,6 +280,8 @@ mod tests {
             Message::Close,
             Message::Exited { code: 255 },
             Message::Shutdown { signal: 3, grace_seconds: 10 },
+            Message::Ping(u32::MAX),
+            Message::Pong(7),
             Message::Hosts("10.0.3.2\tweb\n".into()),
         ]
     }

@@ -47,6 +47,9 @@ impl Supervisor {
                 let signal = if signal == 0 { self.stop_signal } else { signal };
                 self.shut_down(signal, Duration::from_secs(grace_seconds.into()), now);
             }
+            (Message::Ping(number), _) if id == MACHINE_CHANNEL => {
+                self.send(MACHINE_CHANNEL, Message::Pong(number));
+            }
             (Message::Hosts(lines), _) if id == MACHINE_CHANNEL => network::update_hosts(&lines),
             // The main process goes on without listeners, as a container does.
             (Message::Close, Some(_)) if id != MAIN_CHANNEL => self.close(&[id], now),

@@ -3,14 +3,13 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use camino::Utf8Path;
 use init::boot_config::{BOOT_CONFIG_PATH, BootConfig, Stdio};
-use init::protocol::{Frame, MAIN_CHANNEL, Message};
+use init::protocol::{MAIN_CHANNEL, Message};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -20,13 +19,14 @@ use crate::vm::client::health::{self, Check};
 use crate::vm::client::session::{Input, Session, to_our_own};
 use crate::vm::client::terminal::{self, RawTerminal};
 use crate::vm::machine::Accelerator;
+use crate::vm::queue;
 use crate::vm::record::output_log::OutputLog;
 use crate::vm::record::recorder::Recorder;
 use crate::vm::record::run_dir::RunDir;
 use crate::vm::record::{Ended, Record, State};
 use crate::vm::supervise::lifecycle::Limits;
 use crate::vm::supervise::outcome::Outcome;
-use crate::vm::supervise::supervisor::{Supervision, Supervisor};
+use crate::vm::supervise::supervisor::{MAIN_QUEUE, Supervision, Supervisor};
 use crate::{interrupt, note};
 
 /// What a supervisor is to run.
@@ -41,11 +41,12 @@ pub struct Order {
 /// How long a machine may take for each part of its life under this accelerator. A busy machine without KVM needs
 /// several seconds to boot; the limits are for guests that never will.
 pub fn limits(accelerator: Accelerator, timeout: Option<Duration>) -> Limits {
-    let start = match accelerator {
-        Accelerator::Kvm => Duration::from_secs(60),
-        Accelerator::Tcg => Duration::from_secs(180),
+    let (start, answer) = match accelerator {
+        Accelerator::Kvm => (60, 5),
+        Accelerator::Tcg => (180, 10),
     };
-    Limits { start, run: timeout, grace: Duration::from_secs(10), end: Duration::from_secs(60) }
+    let [start, answer, grace, end] = [start, answer, 10, 60].map(Duration::from_secs);
+    Limits { start, run: timeout, grace, answer, end }
 }
 
 /// PID 1's initramfs with this boot's settings behind it: two archives end to end unpack as one
@@ -69,12 +70,12 @@ impl Running {
     fn launch(
         order: &Order,
         run_dir: &RunDir,
-        listener: Option<Sender<Frame>>,
+        listener: Option<queue::Sender>,
         on_started: impl FnOnce() + Send + 'static,
     ) -> anyhow::Result<Running> {
         let description = run_dir.description()?;
         let has_agent = order.plan.machine.agent_socket.is_some();
-        let (main, frames) = mpsc::channel();
+        let (main, frames) = queue::bounded(MAIN_QUEUE);
         let clients = if has_agent {
             let path = run_dir.clients_socket();
             Some(UnixListener::bind(&path).with_context(|| format!("failed to listen at `{path}`"))?)
@@ -120,7 +121,7 @@ impl Running {
                 on_started();
             }),
         };
-        let recorder = std::thread::spawn(move || recorder.run(&frames));
+        let recorder = std::thread::spawn(move || recorder.run(frames));
         Ok(Running { supervisor, recorder, record, signals })
     }
 
@@ -143,7 +144,7 @@ impl Running {
 
 /// Runs the machine with its streams joined to ours, and says how it ended.
 pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
-    let (to_session, frames) = mpsc::channel();
+    let (to_session, frames) = queue::bounded(MAIN_QUEUE);
     let has_agent = order.plan.machine.agent_socket.is_some();
     let (tty, stdin) = match order.plan.boot_config.stdio {
         Stdio::Agent { tty, stdin } => (tty, stdin),
@@ -157,7 +158,7 @@ pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
     let client = running.supervisor.main_client();
     let session = std::thread::spawn(move || {
         if !has_agent {
-            return print_console(&frames);
+            return print_console(frames);
         }
         let session = Session { channel: MAIN_CHANNEL, tty };
         let input = stdin.then(|| Box::new(std::io::stdin()) as Input);
@@ -172,7 +173,7 @@ pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
 }
 
 /// A console takes no part in the conversation.
-fn print_console(frames: &Receiver<Frame>) {
+fn print_console(frames: queue::Receiver) {
     for frame in frames {
         if let Message::Data(stream, bytes) = frame.message
             && to_our_own(stream, &bytes).is_err()

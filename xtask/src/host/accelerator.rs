@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Lock, read_text, write_whole};
 use crate::vm::machine::{Accelerator, LEAST_MEMORY_MIB, Machine, Network};
-use crate::vm::qemu;
 use crate::vm::supervise::lifecycle::Limits;
 use crate::vm::supervise::supervisor::{Supervision, Supervisor};
+use crate::vm::{qemu, queue};
 use crate::workspace::Workspace;
 use crate::{host::tools, note};
 
@@ -119,11 +119,12 @@ fn probe(console_log: &Utf8Path, kernel: &Utf8Path, initramfs: &Utf8Path) -> any
             start: PROBE_DEADLINE,
             run: Some(PROBE_DEADLINE),
             grace: Duration::ZERO,
+            answer: PROBE_DEADLINE,
             end: PROBE_DEADLINE,
         },
         console_log: console_log.to_owned(),
         clients: None,
-        main: std::sync::mpsc::channel().0,
+        main: queue::bounded(0).0,
         console_is_main: false,
     };
     let begun = Instant::now();

@@ -87,7 +87,7 @@ fn watch(run_dir: &RunDir) -> anyhow::Result<mpsc::Receiver<bool>> {
         }
     });
     std::thread::spawn(move || {
-        run_dir.wait_for_end();
+        run_dir.wait_for_end(None);
         let _ = ended.send(true);
     });
     Ok(changes)

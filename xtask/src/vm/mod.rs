@@ -5,6 +5,7 @@ pub mod client;
 pub mod machine;
 pub mod net;
 pub mod qemu;
+pub mod queue;
 pub mod record;
 pub mod signal;
 pub mod supervise;

@@ -7,7 +7,7 @@ use init::protocol::{Message, Program, Start, Stream};
 
 use super::session::{Input, Session, SessionEnd, to_our_own};
 use super::terminal::{self, RawTerminal};
-use super::{CHANNEL, Client};
+use super::{CHANNEL, Client, START_LIMIT};
 use crate::error::ExitWith as _;
 use crate::interrupt;
 use crate::vm::record::run_dir::RunDir;
@@ -18,9 +18,9 @@ const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 /// Runs a program in a machine to its end and yields its exit code. `tty` gives it a terminal, `stdin` passes our
 /// standard input on. It is ended if this process goes away.
 pub fn attach(run_dir: &RunDir, program: Program, tty: bool, stdin: bool) -> anyhow::Result<u8> {
-    let client = Client::connect(run_dir)?;
+    let mut client = Client::connect(run_dir)?;
     let size = tty.then(terminal::window_size);
-    if let Err(failure) = client.start(Start { program, tty: size, stdin })? {
+    if let Err(failure) = client.start(Start { program, tty: size, stdin }, START_LIMIT)? {
         return Err(anyhow!("{}", failure.message)).exit_with(failure.code);
     }
     let speaker = client.speaker();
@@ -33,7 +33,9 @@ pub fn attach(run_dir: &RunDir, program: Program, tty: bool, stdin: bool) -> any
     let signals = interrupt::take_over(move |signal| {
         // The first is the process's to act on; who asks again wants to leave.
         if is_first {
-            asker.say(CHANNEL, Message::Signal(signal))
+            let asker = asker.clone();
+            // Aside, so that a supervisor that takes nothing in does not keep the second one waiting.
+            std::thread::spawn(move || asker.say(CHANNEL, Message::Signal(signal)));
         } else {
             asker.leave()
         }
@@ -42,7 +44,7 @@ pub fn attach(run_dir: &RunDir, program: Program, tty: bool, stdin: bool) -> any
     let (say, escape, stop) = (speaker.clone(), speaker.clone(), speaker);
     let mut is_read = true;
     let end = Session { channel: CHANNEL, tty }.run(
-        client.into_frames(),
+        client.frames(),
         move |message| say.say(CHANNEL, message),
         move || escape.leave(),
         stdin.then(|| Box::new(std::io::stdin()) as Input),

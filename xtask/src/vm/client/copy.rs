@@ -10,7 +10,7 @@ use init::archive::{extract, write_tree};
 use init::protocol::{DIRECTORY, Program, Start, Stream};
 
 use super::session::{Input, Session, SessionEnd};
-use super::{CHANNEL, Client};
+use super::{CHANNEL, Client, START_LIMIT};
 use crate::error::EXIT_NOT_FOUND;
 use crate::vm::record::run_dir::RunDir;
 
@@ -157,14 +157,15 @@ fn run(
     input: Option<Input>,
     mut stdout: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> anyhow::Result<End> {
-    let client = Client::connect(run_dir)?;
-    if let Err(failure) = client.start(Start { program, tty: None, stdin: input.is_some() })? {
+    let mut client = Client::connect(run_dir)?;
+    let start = Start { program, tty: None, stdin: input.is_some() };
+    if let Err(failure) = client.start(start, START_LIMIT)? {
         bail!("{}", failure.message);
     }
     let speaker = client.speaker();
     let mut stderr = Vec::new();
     let end = Session { channel: CHANNEL, tty: false }.run(
-        client.into_frames(),
+        client.frames(),
         move |message| speaker.say(CHANNEL, message),
         || {},
         input,

@@ -1,13 +1,12 @@
 //! Runs an image's health check in its machine, by docker's rules, and notes what it finds.
 
 use std::sync::Arc;
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use init::boot_config::Command;
 use init::protocol::{Message, Program, Start};
 
-use super::{CHANNEL, Client};
+use super::{CHANNEL, Client, Silence};
 use crate::image::config::Healthcheck;
 use crate::vm::record::run_dir::RunDir;
 use crate::vm::record::{Health, Record};
@@ -63,16 +62,19 @@ impl Check {
     }
 }
 
-/// Checks a machine whose main process has just started, until it ends.
+/// Checks a machine whose main process has just started, until it ends. A check that cannot be run is one that failed.
 pub fn watch(check: Check, run_dir: RunDir, record: Arc<Record>) {
-    let mut health = Health::Starting;
-    record.update(|state| state.health = Some(health));
-    std::thread::spawn(move || {
+    let note = {
+        let record = Arc::clone(&record);
+        move |health| record.update(|state| state.health = Some(health))
+    };
+    note(Health::Starting);
+    let checking = std::thread::Builder::new().spawn(move || {
         let started = Instant::now();
-        let mut failures = 0;
+        let (mut health, mut failures) = (Health::Starting, 0);
         loop {
             std::thread::sleep(check.interval);
-            let Some(succeeded) = probe(&check, &run_dir) else { return };
+            let succeeded = probe(&check, &run_dir).unwrap_or(false);
             let now = check.judge(health, succeeded, started.elapsed(), &mut failures);
             if now != health {
                 health = now;
@@ -80,33 +82,32 @@ pub fn watch(check: Check, run_dir: RunDir, record: Arc<Record>) {
             }
         }
     });
+    if checking.is_err() {
+        note(Health::Unhealthy);
+    }
 }
 
-/// Whether one check succeeds; `None` where the machine is gone.
-fn probe(check: &Check, run_dir: &RunDir) -> Option<bool> {
+/// Whether one check succeeds. Errors where it cannot be run.
+fn probe(check: &Check, run_dir: &RunDir) -> anyhow::Result<bool> {
     let command = Command { argv: check.argv.clone(), env: vec![], cwd: String::new(), user: String::new() };
     let deadline = Instant::now() + check.timeout;
-    let client = Client::connect(run_dir).ok()?;
+    let mut client = Client::connect_within(run_dir, check.timeout)?;
     let speaker = client.speaker();
-    match client.start(Start { program: Program::Command(command), tty: None, stdin: false }) {
-        Ok(Ok(())) => {}
-        Ok(Err(_)) | Err(_) => return Some(false),
+    let start = Start { program: Program::Command(command), tty: None, stdin: false };
+    if client.start(start, check.timeout)?.is_err() {
+        return Ok(false);
     }
-    let frames = client.into_frames();
     loop {
-        match frames.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match client.next_frame(Some(deadline)) {
             Ok(frame) => match frame.message {
-                Message::Exited { code } if frame.channel == CHANNEL => return Some(code == 0),
+                Message::Exited { code } if frame.channel == CHANNEL => return Ok(code == 0),
                 Message::Data(stream, bytes) => {
                     speaker.say(CHANNEL, Message::Credit(stream, bytes.len() as u32));
                 }
                 _ => {}
             },
-            Err(RecvTimeoutError::Timeout) => {
-                speaker.leave();
-                return Some(false);
-            }
-            Err(RecvTimeoutError::Disconnected) => return None,
+            // The process ends with the connection.
+            Err(Silence::Timeout | Silence::Ended) => return Ok(false),
         }
     }
 }

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,7 +71,7 @@ impl Session {
     /// on that stream is dropped. `escape` is called when the user gives up on the guest.
     pub fn run(
         self,
-        incoming: Receiver<Frame>,
+        incoming: impl Iterator<Item = Frame>,
         outgoing: impl Fn(Message) + Send + Clone + 'static,
         escape: impl Fn() + Send + 'static,
         input: Option<Input>,
@@ -90,7 +89,7 @@ impl Session {
             let outgoing = outgoing.clone();
             std::thread::spawn(move || carry_window_size(&outgoing));
         }
-        let ours = incoming.iter().filter(|frame| frame.channel == self.channel);
+        let ours = incoming.filter(|frame| frame.channel == self.channel);
         carry_output(ours, &outgoing, &credit, output)
     }
 }

@@ -6,7 +6,7 @@ pub mod members;
 mod relay;
 mod switch;
 
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 
 use super::machine::{Machine, Network};
 use members::Joined;
@@ -21,7 +21,7 @@ pub struct Attached {
 /// now and whenever they change. Errors where a socket cannot be made.
 pub fn attach<E: Send + 'static>(
     machine: &Machine,
-    names: &Sender<E>,
+    names: &SyncSender<E>,
     event: fn(String) -> E,
 ) -> anyhow::Result<Attached> {
     if let Network::User { guard: Some(guard), .. } = &machine.network {

@@ -1,5 +1,7 @@
 //! What is known of a machine, as data in its folder: what it is, which never changes, and what became of it.
 
+pub mod console_log;
+pub mod holder;
 pub mod output_log;
 pub mod recorder;
 pub mod run_dir;

@@ -2,13 +2,13 @@
 //! and what it says, and passes everything on.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
 
-use init::protocol::{Frame, Message};
+use init::protocol::Message;
 use jiff::Timestamp;
 
 use super::Record;
 use super::output_log::{OutputLog, Piece};
+use crate::vm::queue::{Receiver, Sender};
 use crate::vm::supervise::supervisor::MainClient;
 
 /// What a recorder works with.
@@ -18,7 +18,7 @@ pub struct Recorder {
     /// Where the output is kept; `None` keeps none.
     pub log: Option<OutputLog>,
     /// Who gets the frames; without one the output goes to the log alone.
-    pub listener: Option<Sender<Frame>>,
+    pub listener: Option<Sender>,
     /// The main process's end of the conversation.
     pub client: MainClient,
     /// Called once, when the main process runs.
@@ -27,7 +27,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// Follows the main process to its end.
-    pub fn run(self, frames: &Receiver<Frame>) {
+    pub fn run(self, frames: Receiver) {
         let Recorder { record, mut log, listener, client, on_started } = self;
         let mut on_started = Some(on_started);
         for frame in frames {
@@ -57,7 +57,7 @@ impl Recorder {
                 _ => {}
             }
             if let Some(listener) = &listener {
-                // One that has left wants no more.
+                // One that has left wants no more; for one that is slow the queue before this one has room.
                 let _ = listener.send(frame);
             }
         }

@@ -4,12 +4,14 @@
 //! cleared away when the next machine is made.
 
 use std::fs::{self, File, TryLockError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::holder::Holder;
 use super::{Description, State};
 use crate::artifact::{Lock, create_folder, read_text, remove_any, write_whole};
 use crate::error::Hint as _;
@@ -193,11 +195,29 @@ impl RunDir {
             .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
-    /// Waits until no supervisor lives.
-    pub fn wait_for_end(&self) {
-        // Nothing there is an end too.
-        if let Ok(file) = File::open(self.path.join(LOCK)) {
-            let _ = file.lock_shared();
+    /// The supervisor's process; `None` where none lives, or it is another user's.
+    pub fn supervisor(&self) -> Option<Holder> {
+        Holder::of(&File::open(self.path.join(LOCK)).ok()?, self.state().supervisor)
+    }
+
+    /// Waits until no supervisor lives, but only until then; whether it has come to that.
+    pub fn wait_for_end(&self, deadline: Option<Instant>) -> bool {
+        // Nothing there is an end too. Opened once: another machine that takes the name has another file.
+        let Ok(file) = File::open(self.path.join(LOCK)) else { return true };
+        loop {
+            if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+                return true;
+            }
+            let left =
+                deadline.map_or(A_WHILE, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return false;
+            }
+            match Holder::of(&file, self.state().supervisor) {
+                Some(holder) => drop(holder.wait(left)),
+                // It has just ended, or is another user's.
+                None => std::thread::sleep(LOOK_AGAIN.min(left)),
+            }
         }
     }
 
@@ -233,6 +253,11 @@ impl RunDir {
         Ok(RunLock { file })
     }
 }
+
+/// How long a wait without end waits at a time.
+const A_WHILE: Duration = Duration::from_secs(3600);
+/// Between looks at a lock whose holder cannot be seen.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 const LOCK: &str = "lock";
 const DESCRIPTION: &str = "machine.json";

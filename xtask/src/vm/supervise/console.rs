@@ -12,6 +12,8 @@ const LAST_LINES: usize = 15;
 pub enum Verdict {
     /// The kernel or PID 1 gave up; the cause in one sentence.
     Failed(String),
+    /// The guest's processors have stopped or another system runs on them; the cause in one sentence.
+    Halted(String),
     /// PID 1 says how the main process ended.
     Exited(u8),
     /// PID 1 has said something: the kernel boots and runs user space.
@@ -89,6 +91,15 @@ const PANICS: &[(&str, &str)] = &[
     ("Out of memory and no killable processes", "the guest ran out of memory; give it more with `-m`"),
 ];
 
+/// What the kernel says last, without being quiet (`kernel_halt`, `kernel_power_off` in kernel/reboot.c and `kernel_kexec` in
+/// kernel/kexec_core.c), with the sentence it becomes. Without ACPI a machine that is switched off stands still.
+const HALTS: &[(&str, &str)] = &[
+    ("reboot: System halted", "the guest halted its processors"),
+    ("reboot: Power down", "the guest switched itself off"),
+    ("reboot: Power off not available", "the guest switched itself off"),
+    ("kexec_core: Starting new kernel", "the guest replaced its kernel"),
+];
+
 fn judge(line: &str) -> Option<Verdict> {
     if let Some((_, panic)) = line.split_once("Kernel panic - not syncing: ") {
         let known = PANICS.iter().find(|(pattern, _)| panic.contains(pattern));
@@ -97,6 +108,9 @@ fn judge(line: &str) -> Option<Verdict> {
             None => format!("the guest's kernel panicked: {}", panic.trim_end_matches(" ]---")),
         };
         return Some(Verdict::Failed(sentence));
+    }
+    if let Some((_, sentence)) = HALTS.iter().find(|(pattern, _)| line.contains(pattern)) {
+        return Some(Verdict::Halted((*sentence).to_owned()));
     }
     // The kernel's log may stand before PID 1's words on a line.
     if let Some((_, cause)) = line.split_once(FATAL_MARKER) {
@@ -136,6 +150,13 @@ mod tests {
             verdicts(text),
             [Verdict::Failed("the guest's kernel panicked: Fatal exception in interrupt".into())]
         );
+    }
+
+    #[test]
+    fn a_machine_that_stands_still_is_named() {
+        let text = "[    4.2] reboot: System halted\r\n[    4.3] reboot: Power down\r\n";
+        let [halted, off] = ["the guest halted its processors", "the guest switched itself off"];
+        assert_eq!(verdicts(text), [halted, off].map(|sentence| Verdict::Halted(sentence.into())));
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! A machine's life as a state machine: what happened goes in, what to do comes out. Pure; time is a parameter.
+//!
+//! The guest is not believed where it would harm: words on the console that tell of its end are a claim, which counts
+//! once QEMU has ended or the agent leaves a question unanswered. Every phase has a deadline that no guest moves.
 
 use std::time::{Duration, Instant};
 
@@ -18,9 +21,14 @@ pub struct Limits {
     pub run: Option<Duration>,
     /// Between the request to end and SIGKILL inside the guest.
     pub grace: Duration,
+    /// For the agent to answer, and from the end of the grace until it has said that the main process has ended.
+    pub answer: Duration,
     /// From the main process's end until QEMU's.
     pub end: Duration,
 }
+
+/// From SIGKILL until QEMU is given up, which then hangs in the host's kernel.
+const KILLED: Duration = Duration::from_secs(10);
 
 /// What the supervisor is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +37,8 @@ pub enum Action {
     Tell(Frame),
     /// End QEMU now.
     Kill,
+    /// Wait for QEMU no longer.
+    Abandon,
 }
 
 /// Where in its life a machine is, and how it will be said to have ended.
@@ -39,6 +49,9 @@ pub struct Lifecycle {
     phase: Phase,
     /// The first thing that decided the end stays.
     outcome: Option<Outcome>,
+    claim: Option<Claim>,
+    /// Questions that were put to the agent.
+    pings: u32,
     /// When the current phase has taken too long.
     phase_deadline: Option<Instant>,
     run_deadline: Option<Instant>,
@@ -46,12 +59,25 @@ pub struct Lifecycle {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The kernel boots, PID 1 prepares.
+    /// The kernel boots, PID 1 prepares. Without an agent nothing tells of the phases in between.
     Booting,
     /// The main process runs.
     Running,
-    /// The end was asked for, or has come; QEMU still runs.
+    /// It was asked to end by this signal, and is killed at that time.
+    Stopping { signal: i32, grace_ends: Instant },
+    /// It has ended; QEMU still runs.
     Ending,
+    /// QEMU was killed.
+    Killed,
+}
+
+/// What the console says of the machine's end.
+#[derive(Debug)]
+struct Claim {
+    cause: String,
+    /// The guest's processors stand still, and the console with them.
+    is_halt: bool,
+    until: Instant,
 }
 
 impl Lifecycle {
@@ -62,14 +88,18 @@ impl Lifecycle {
             has_agent,
             phase: Phase::Booting,
             outcome: None,
-            phase_deadline: has_agent.then(|| now + limits.start),
-            run_deadline: limits.run.map(|limit| now + limit),
+            claim: None,
+            pings: 0,
+            phase_deadline: if has_agent { now.checked_add(limits.start) } else { None },
+            // A limit beyond all time is none.
+            run_deadline: limits.run.and_then(|limit| now.checked_add(limit)),
         }
     }
 
     /// When [`Self::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.phase_deadline, self.run_deadline].into_iter().flatten().min()
+        let claim = self.claim.as_ref().map(|claim| claim.until);
+        [self.phase_deadline, self.run_deadline, claim].into_iter().flatten().min()
     }
 
     /// The main process runs.
@@ -83,94 +113,148 @@ impl Lifecycle {
     /// The main process ended, or could not be started; PID 1 is about to end the machine.
     pub fn main_ended(&mut self, now: Instant, outcome: Outcome) {
         self.decide(outcome);
-        self.end(now, self.limits.end);
+        self.claim = None;
+        if self.phase != Phase::Killed {
+            self.phase = Phase::Ending;
+            self.phase_deadline = now.checked_add(self.limits.end);
+        }
     }
 
     /// The console said something about the machine's fate.
-    pub fn verdict(&mut self, now: Instant, verdict: Verdict) {
-        match verdict {
-            Verdict::Failed(cause) => {
-                self.decide(Outcome::Failed { cause });
-                self.end(now, self.limits.end);
-            }
+    pub fn verdict(&mut self, now: Instant, verdict: Verdict) -> Vec<Action> {
+        let (cause, is_halt) = match verdict {
+            Verdict::Failed(cause) => (cause, false),
+            Verdict::Halted(cause) => (cause, true),
             Verdict::Exited(code) if !self.has_agent => {
-                self.decide(Outcome::Exited(code));
-                self.end(now, self.limits.end);
+                self.main_ended(now, Outcome::Exited(code));
+                return Vec::new();
             }
-            Verdict::Exited(_) | Verdict::Alive => {}
+            Verdict::Exited(_) | Verdict::Alive => return Vec::new(),
+        };
+        // PID 1 answers nothing while it ends the machine, and has said how the main process ended.
+        if matches!(self.phase, Phase::Ending | Phase::Killed) || self.claim.is_some() {
+            return Vec::new();
+        }
+        self.claim = Some(Claim { cause, is_halt, until: now + self.limits.answer });
+        if !self.has_agent {
+            return Vec::new();
+        }
+        self.pings += 1;
+        vec![Action::Tell(Frame::new(MACHINE_CHANNEL, Message::Ping(self.pings)))]
+    }
+
+    /// The console goes on.
+    pub fn console_spoke(&mut self) {
+        if !self.has_agent {
+            self.claim.take_if(|claim| claim.is_halt);
+        }
+    }
+
+    /// The agent answers a question: the machine lives, whatever its console says.
+    pub fn answered(&mut self, number: u32) {
+        if number == self.pings {
+            self.claim = None;
         }
     }
 
     /// The agent cannot be understood or talked to.
-    pub fn agent_failed(&mut self, cause: String) -> Vec<Action> {
-        self.decide(Outcome::Failed { cause });
-        vec![Action::Kill]
+    pub fn agent_failed(&mut self, now: Instant, cause: String) -> Vec<Action> {
+        self.kill(now, Outcome::Failed { cause })
     }
 
     /// Somebody asks the machine to end by this signal: the main process gets it, and the grace to act on it. Asked
     /// again, or where nobody in the guest could hear it, QEMU ends at once.
     pub fn signal(&mut self, now: Instant, signal: i32) -> Vec<Action> {
-        if self.phase != Phase::Running || !self.has_agent {
-            self.decide(Outcome::Killed(signal));
-            return vec![Action::Kill];
+        if self.phase == Phase::Running {
+            self.stop(now, signal, self.limits.grace)
+        } else {
+            self.kill(now, Outcome::Killed(signal))
         }
-        self.stop(now, signal, self.limits.grace)
     }
 
-    /// The same with a grace of the asker's; signal 0 is the image's own stop signal. SIGKILL pulls the plug: PID 1 of
-    /// a machine, unlike a container's, can hang.
+    /// The same with a grace of the asker's; signal 0 is the image's own stop signal. Of several requests the one that
+    /// ends first counts. SIGKILL pulls the plug: PID 1 of a machine, unlike a container's, can hang.
     pub fn stop(&mut self, now: Instant, signal: i32, grace: Duration) -> Vec<Action> {
+        let named = if signal == 0 { SIGTERM } else { signal };
         if signal == SIGKILL || self.phase == Phase::Booting {
-            self.decide(Outcome::Killed(if signal == 0 { SIGTERM } else { signal }));
-            return vec![Action::Kill];
+            return self.kill(now, Outcome::Killed(named));
         }
-        self.end(now, grace + self.limits.end);
-        let grace_seconds = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
+        let asked = now + grace;
+        let (signal_first, grace_ends) = match self.phase {
+            Phase::Stopping { signal, grace_ends } => (signal, grace_ends.min(asked)),
+            _ => (named, asked),
+        };
+        if matches!(self.phase, Phase::Running | Phase::Stopping { .. }) {
+            self.phase = Phase::Stopping { signal: signal_first, grace_ends };
+            self.phase_deadline = Some(grace_ends + self.limits.answer);
+        }
+        let left = grace_ends.saturating_duration_since(now);
+        let grace_seconds = u32::try_from(left.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
         vec![Action::Tell(Frame::new(MACHINE_CHANNEL, Message::Shutdown { signal, grace_seconds }))]
     }
 
     /// Time passed.
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
-        if self.run_deadline.is_some_and(|deadline| deadline <= now) {
-            self.run_deadline = None;
-            if self.phase != Phase::Ending {
-                self.decide(Outcome::TimedOut { limit: self.limits.run.unwrap_or_default() });
-                return if self.phase == Phase::Running && self.has_agent {
-                    self.stop(now, 0, self.limits.grace)
-                } else {
-                    vec![Action::Kill]
-                };
+        if self.run_deadline.take_if(|deadline| *deadline <= now).is_some() {
+            let outcome = Outcome::TimedOut { limit: self.limits.run.unwrap_or_default() };
+            match self.phase {
+                Phase::Booting => return self.kill(now, outcome),
+                Phase::Running | Phase::Stopping { .. } => {
+                    self.decide(outcome);
+                    return self.stop(now, 0, self.limits.grace);
+                }
+                // It has ended in time.
+                Phase::Ending | Phase::Killed => {}
             }
         }
-        if self.phase_deadline.is_some_and(|deadline| deadline <= now) {
-            self.phase_deadline = None;
-            let cause = match self.phase {
-                Phase::Booting => {
-                    format!("the guest did not reach its command within {} s", self.limits.start.as_secs())
-                }
-                Phase::Running | Phase::Ending => "the guest did not end when it was asked to".to_owned(),
-            };
-            self.decide(Outcome::Failed { cause });
-            return vec![Action::Kill];
+        // A kernel that has panicked ends the machine at once: without an agent to ask, this was somebody else's word.
+        if let Some(claim) = self.claim.take_if(|claim| claim.until <= now)
+            && (self.has_agent || claim.is_halt)
+        {
+            let outcome = self.outcome_of(claim);
+            return self.kill(now, outcome);
         }
-        Vec::new()
+        if self.phase_deadline.take_if(|deadline| *deadline <= now).is_none() {
+            return Vec::new();
+        }
+        let cause = match self.phase {
+            Phase::Killed => return vec![Action::Abandon],
+            Phase::Booting => {
+                format!("the guest did not reach its command within {} s", self.limits.start.as_secs())
+            }
+            _ => "the guest did not end when it was asked to".to_owned(),
+        };
+        self.kill(now, Outcome::Failed { cause })
     }
 
     /// QEMU has ended; `complaint` is what it said where it failed. This is how the machine ended.
-    pub fn qemu_ended(self, complaint: Option<String>) -> Outcome {
+    pub fn qemu_ended(mut self, complaint: Option<String>) -> Outcome {
         if let Some(outcome) = self.outcome {
             return outcome;
         }
-        match complaint {
-            Some(complaint) => Outcome::Failed { cause: complaint },
+        if let Some(cause) = complaint {
+            return Outcome::Failed { cause };
+        }
+        if let Some(claim) = self.claim.take() {
+            return self.outcome_of(claim);
+        }
+        match self.phase {
             // An init of the image's own says nothing but its end.
-            None if !self.has_agent => Outcome::Exited(0),
-            None if self.phase == Phase::Booting => {
+            _ if !self.has_agent => Outcome::Exited(0),
+            Phase::Booting => {
                 Outcome::Failed { cause: "the guest ended before it reached its command".into() }
             }
-            None => {
-                Outcome::Failed { cause: "the guest ended the machine before its command had ended".into() }
-            }
+            // The command of an image that is a whole system ends the machine when it is asked to end.
+            Phase::Stopping { signal, .. } => Outcome::Killed(signal),
+            _ => Outcome::Failed { cause: "the guest ended the machine before its command had ended".into() },
+        }
+    }
+
+    fn outcome_of(&self, claim: Claim) -> Outcome {
+        match self.phase {
+            _ if claim.is_halt && !self.has_agent => Outcome::Exited(0),
+            Phase::Stopping { signal, .. } if claim.is_halt => Outcome::Killed(signal),
+            _ => Outcome::Failed { cause: claim.cause },
         }
     }
 
@@ -178,94 +262,16 @@ impl Lifecycle {
         self.outcome.get_or_insert(outcome);
     }
 
-    fn end(&mut self, now: Instant, limit: Duration) {
-        self.phase = Phase::Ending;
-        self.phase_deadline = Some(now + limit);
+    fn kill(&mut self, now: Instant, outcome: Outcome) -> Vec<Action> {
+        self.decide(outcome);
+        if self.phase != Phase::Killed {
+            self.phase = Phase::Killed;
+            self.phase_deadline = Some(now + KILLED);
+        }
+        (self.claim, self.run_deadline) = (None, None);
+        vec![Action::Kill]
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: Limits = Limits {
-        start: Duration::from_secs(60),
-        run: Some(Duration::from_secs(100)),
-        grace: Duration::from_secs(10),
-        end: Duration::from_secs(15),
-    };
-
-    fn shutdown(signal: i32, grace_seconds: u32) -> Vec<Action> {
-        vec![Action::Tell(Frame::new(MACHINE_CHANNEL, Message::Shutdown { signal, grace_seconds }))]
-    }
-
-    #[test]
-    fn a_guest_that_never_reaches_its_command_is_killed_and_named() {
-        let now = Instant::now();
-        let mut life = Lifecycle::launched(now, LIMITS, true);
-        assert_eq!(life.deadline(), Some(now + LIMITS.start));
-        assert_eq!(life.tick(now + Duration::from_secs(59)), []);
-        assert_eq!(life.tick(now + LIMITS.start), [Action::Kill]);
-        let cause = "the guest did not reach its command within 60 s".to_owned();
-        assert_eq!(life.qemu_ended(Some("killed".into())), Outcome::Failed { cause });
-    }
-
-    #[test]
-    fn the_first_signal_asks_and_the_second_kills() {
-        let now = Instant::now();
-        let mut life = Lifecycle::launched(now, LIMITS, true);
-        life.main_started();
-        assert_eq!(life.signal(now, 2), shutdown(2, 10));
-        assert_eq!(life.signal(now, 2), [Action::Kill]);
-        assert_eq!(life.qemu_ended(None), Outcome::Killed(2));
-    }
-
-    #[test]
-    fn a_stopped_process_keeps_its_own_exit_code() {
-        let now = Instant::now();
-        let mut life = Lifecycle::launched(now, LIMITS, true);
-        life.main_started();
-        life.signal(now, 15);
-        life.main_ended(now, Outcome::Exited(3));
-        assert_eq!(life.qemu_ended(None), Outcome::Exited(3));
-    }
-
-    #[test]
-    fn a_signal_during_the_boot_kills_at_once() {
-        let now = Instant::now();
-        let mut life = Lifecycle::launched(now, LIMITS, true);
-        assert_eq!(life.signal(now, 2), [Action::Kill]);
-        assert_eq!(life.qemu_ended(None), Outcome::Killed(2));
-    }
-
-    #[test]
-    fn a_timeout_stops_politely_then_hard() {
-        let now = Instant::now();
-        let mut life = Lifecycle::launched(now, LIMITS, true);
-        life.main_started();
-        let late = now + Duration::from_secs(100);
-        assert_eq!(life.tick(late), shutdown(0, 10));
-        assert_eq!(life.tick(late + Duration::from_secs(25)), [Action::Kill]);
-        assert_eq!(life.qemu_ended(None), Outcome::TimedOut { limit: Duration::from_secs(100) });
-    }
-
-    #[test]
-    fn a_panic_explains_an_end_that_exit_status_does_not() {
-        let now = Instant::now();
-        let mut life = Lifecycle::launched(now, LIMITS, true);
-        life.verdict(now, Verdict::Failed("the kernel found no root file system".into()));
-        assert_eq!(
-            life.qemu_ended(None),
-            Outcome::Failed { cause: "the kernel found no root file system".into() }
-        );
-    }
-
-    #[test]
-    fn a_foreign_init_ends_with_the_code_it_prints_or_zero() {
-        let now = Instant::now();
-        assert_eq!(Lifecycle::launched(now, LIMITS, false).qemu_ended(None), Outcome::Exited(0));
-        let mut life = Lifecycle::launched(now, LIMITS, false);
-        life.verdict(now, Verdict::Exited(9));
-        assert_eq!(life.qemu_ended(None), Outcome::Exited(9));
-    }
-}
+mod tests;

@@ -7,4 +7,5 @@ pub mod lifecycle;
 pub mod outcome;
 pub mod router;
 pub mod supervisor;
+mod switchboard;
 pub mod wires;

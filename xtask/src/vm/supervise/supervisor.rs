@@ -1,25 +1,26 @@
 //! Runs one machine from launch to end: starts QEMU, listens to its console, connects the agent with its clients, and
 //! follows the machine's [lifecycle](super::lifecycle). QEMU never outlives this process.
 
-use std::convert::Infallible;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
-use init::protocol::{Frame, MACHINE_CHANNEL, MAIN_CHANNEL, Message, Stream, VERSION};
+use init::protocol::{Frame, MACHINE_CHANNEL, MAIN_CHANNEL, Message, VERSION};
 use rustix::process::Signal;
 
 use super::console::Console;
 use super::lifecycle::{Action, Lifecycle, Limits};
 use super::outcome::Outcome;
-use super::router::{Delivery, Router};
+use super::switchboard::{MainNews, Switchboard};
 use super::wires::{
-    Event, MAIN_CLIENT, accept_clients, listen_to_agent, read_console, type_on_console, write_frames,
+    EVENTS, Event, MAIN_CLIENT, Places, accept_clients, listen_to_agent, read_console, type_on_console,
+    watch_process,
 };
 use crate::disk::volume;
 use crate::host::process::die_with;
@@ -27,10 +28,17 @@ use crate::host::tools;
 use crate::note;
 use crate::vm::machine::Machine;
 use crate::vm::net::{self, Attached};
-use crate::vm::qemu;
+use crate::vm::record::console_log::ConsoleLog;
+use crate::vm::{qemu, queue};
 
 /// How long clients are given to hear of the machine's end.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long what QEMU said last may take to arrive once it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Bytes that wait for whoever holds the main process's streams; credit keeps them below.
+pub const MAIN_QUEUE: usize = 16 << 20;
 
 /// What a supervised machine is given beside its devices.
 #[derive(Debug)]
@@ -42,7 +50,7 @@ pub struct Supervision {
     /// Clients of the agent connect here; `None` serves the main process only.
     pub clients: Option<UnixListener>,
     /// Who gets the main process's frames; the other end may go away at any time.
-    pub main: Sender<Frame>,
+    pub main: queue::Sender,
     /// The console is what the main process says, and this process's standard input is typed on it: a machine without
     /// an agent.
     pub console_is_main: bool,
@@ -50,7 +58,7 @@ pub struct Supervision {
 
 /// Says something to the machine on behalf of the main process's holder.
 #[derive(Debug, Clone)]
-pub struct MainClient(Sender<Event>);
+pub struct MainClient(SyncSender<Event>);
 
 impl MainClient {
     /// A message about the main process.
@@ -71,11 +79,13 @@ impl MainClient {
 pub struct Supervisor {
     qemu: Child,
     events: Receiver<Event>,
-    sender: Sender<Event>,
-    agent: Option<Sender<Frame>>,
-    complaint: std::thread::JoinHandle<String>,
-    supervision: Supervision,
-    log: File,
+    sender: SyncSender<Event>,
+    switchboard: Switchboard,
+    places: Arc<Places>,
+    complaint: Receiver<String>,
+    limits: Limits,
+    console_is_main: bool,
+    log: ConsoleLog,
     agent_socket: Option<Utf8PathBuf>,
     /// Locks on the disks that it writes to.
     _disks: Vec<File>,
@@ -89,15 +99,13 @@ pub struct Ending {
     pub outcome: Outcome,
     /// The console's last lines.
     pub last_lines: Vec<String>,
-    /// Closed when all clients have been told everything.
-    farewell: Receiver<Infallible>,
+    places: Arc<Places>,
 }
 
 impl Ending {
     /// Waits until the clients have heard of it, those that listen.
     pub fn wait_for_clients(&self) {
-        // Nothing is ever said: it is over when nobody is left who could.
-        let _ = self.farewell.recv_timeout(FAREWELL);
+        self.places.wait_for_all(FAREWELL);
     }
 }
 
@@ -106,9 +114,9 @@ impl Supervisor {
     pub fn launch(machine: &Machine, mut supervision: Supervision) -> anyhow::Result<Supervisor> {
         let written = machine.disks.iter().filter(|disk| !disk.read_only && !disk.snapshot);
         let disks = written.map(|disk| volume::lock(&disk.path)).collect::<anyhow::Result<Vec<_>>>()?;
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = mpsc::sync_channel(EVENTS);
         let network = net::attach(machine, &sender, Event::Names)?;
-        let log = File::create(&supervision.console_log)
+        let log = ConsoleLog::create(&supervision.console_log)
             .with_context(|| format!("failed to create `{}`", supervision.console_log))?;
         let agent = machine.agent_socket.as_deref().map(|path| listen_to_agent(path, &sender)).transpose()?;
 
@@ -124,35 +132,41 @@ impl Supervisor {
         die_with(&mut command, rustix::process::getpid(), Signal::KILL);
         let mut qemu = command.spawn().with_context(|| format!("failed to start `{program}`"))?;
 
+        watch_process(&qemu, &sender)?;
         if let Some(stdout) = qemu.stdout.take() {
             let sender = sender.clone();
-            std::thread::spawn(move || read_console(stdout, &sender));
+            let room = supervision.console_is_main.then(|| supervision.main.room());
+            std::thread::spawn(move || read_console(stdout, &sender, room.as_ref()));
         }
         let mut stderr = qemu.stderr.take();
-        let complaint = std::thread::spawn(move || {
+        let (complain, complaint) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
             let mut text = Vec::new();
             if let Some(stderr) = &mut stderr {
                 // Bounded: a QEMU that complains for ever is not to fill our memory.
                 let _ = stderr.take(64 * 1024).read_to_end(&mut text);
                 let _ = io::copy(stderr, &mut io::sink());
             }
-            String::from_utf8_lossy(&text).trim().to_owned()
+            let _ = complain.send(String::from_utf8_lossy(&text).trim().to_owned());
         });
         if let Some(stdin) = qemu.stdin.take() {
             std::thread::spawn(move || type_on_console(stdin));
         }
+        let places = Places::of_this_process();
         if let Some(listener) = supervision.clients.take() {
-            let sender = sender.clone();
-            std::thread::spawn(move || accept_clients(&listener, &sender));
+            let (sender, places) = (sender.clone(), Arc::clone(&places));
+            std::thread::spawn(move || accept_clients(&listener, &places, &sender));
         }
         let agent_socket = machine.agent_socket.clone();
         Ok(Supervisor {
             qemu,
             events,
             sender,
-            agent,
+            switchboard: Switchboard::new(agent, supervision.main),
+            places,
             complaint,
-            supervision,
+            limits: supervision.limits,
+            console_is_main: supervision.console_is_main,
             log,
             agent_socket,
             _disks: disks,
@@ -180,134 +194,155 @@ impl Supervisor {
 
     /// Follows the machine to its end.
     pub fn run(mut self) -> anyhow::Result<Ending> {
-        let mut life = Lifecycle::launched(Instant::now(), self.supervision.limits, self.agent.is_some());
-        let mut router = Router::new(MAIN_CLIENT);
+        let mut life = Lifecycle::launched(Instant::now(), self.limits, self.switchboard.has_agent());
         let mut console = Console::default();
-        let mut clients = std::collections::HashMap::from([(MAIN_CLIENT, self.supervision.main.clone())]);
-        let (told, farewell) = mpsc::channel();
-        let (mut console_closed, mut agent_closed) = (false, self.agent_socket.is_none());
-        loop {
-            let patience = life.deadline().map_or(Duration::from_secs(3600), |deadline| {
-                deadline.saturating_duration_since(Instant::now())
-            });
-            let event = self.events.recv_timeout(patience);
+        let agent = self.agent_socket.is_some();
+        let mut open = Open { qemu: true, console: true, agent, last_words_until: None };
+        let mut abandoned = false;
+        while !abandoned && open.any() {
+            let deadline = life.deadline().into_iter().chain(open.last_words_until).min();
+            let event = match deadline {
+                Some(deadline) => {
+                    self.events.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                }
+                None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
             let now = Instant::now();
-            let mut deliveries = Vec::new();
-            let mut actions = Vec::new();
-            match event {
-                Ok(Event::Console(bytes)) => {
-                    // A full disk must not end the machine; the log is for looking back.
-                    let _ = self.log.write_all(&bytes);
-                    console.push(&bytes).into_iter().for_each(|verdict| life.verdict(now, verdict));
-                    let notes = console.take_notes();
-                    if self.supervision.console_is_main {
-                        let said = Message::Data(Stream::Stdout, bytes);
-                        deliveries.push(Delivery::Client(MAIN_CLIENT, Frame::new(MAIN_CHANNEL, said)));
-                    } else {
-                        notes.iter().for_each(|line| note!("{line}"));
-                    }
-                }
-                Ok(Event::ConsoleClosed) => {
-                    console_closed = true;
-                    // A QEMU that failed early never connected: nobody is to wait for it any more.
-                    if let Some(socket) = &self.agent_socket {
-                        let _ = UnixStream::connect(socket);
-                    }
-                }
-                Ok(Event::AgentClosed(cause)) => {
-                    agent_closed = true;
-                    if let Some(cause) = cause {
-                        actions.extend(life.agent_failed(cause));
-                    }
-                }
+            let mut actions = match event {
+                Ok(event) => self.take(event, now, &mut life, &mut console, &mut open),
+                Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => break,
-                Ok(Event::Agent(frame)) => {
-                    match (&frame.message, frame.channel) {
-                        (Message::Hello { version }, MACHINE_CHANNEL) if *version != VERSION => {
-                            let cause = format!(
-                                "the guest's init speaks version {version} of the agent protocol, this workbench {VERSION}"
-                            );
-                            actions.extend(life.agent_failed(cause));
-                        }
-                        (Message::Started { .. }, MAIN_CHANNEL) => {
-                            life.main_started();
-                        }
-                        (Message::Failed(failure), MAIN_CHANNEL) => {
-                            let (code, cause) = (failure.code, failure.message.clone());
-                            life.main_ended(now, Outcome::NotStarted { code, cause });
-                        }
-                        (Message::Exited { code }, MAIN_CHANNEL) => {
-                            life.main_ended(now, Outcome::Exited(*code));
-                        }
-                        _ => {}
-                    }
-                    deliveries.extend(router.from_agent(frame));
-                }
-                Ok(Event::Connected(client, stream)) => {
-                    let (frames, to_write) = mpsc::channel();
-                    clients.insert(client, frames);
-                    let told = told.clone();
-                    std::thread::spawn(move || {
-                        write_frames(stream, &to_write);
-                        drop(told);
-                    });
-                }
-                Ok(Event::Client(_, Frame { message: Message::Shutdown { signal, grace_seconds }, .. })) => {
-                    actions.extend(life.stop(now, signal, Duration::from_secs(grace_seconds.into())));
-                }
-                Ok(Event::Client(client, frame)) => deliveries.extend(router.from_client(client, frame)),
-                Ok(Event::Gone(client)) => {
-                    clients.remove(&client);
-                    deliveries.extend(router.client_gone(client));
-                }
-                Ok(Event::Names(lines)) => self.tell(Frame::new(MACHINE_CHANNEL, Message::Hosts(lines))),
-                Ok(Event::Signal(signal)) => actions.extend(life.signal(now, signal)),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
+            };
             actions.extend(life.tick(now));
-
-            for delivery in deliveries {
-                match delivery {
-                    Delivery::Agent(frame) => self.tell(frame),
-                    Delivery::Client(client, frame) => {
-                        // A client that has just gone is reported by its reader.
-                        let _ = clients.get(&client).map(|frames| frames.send(frame));
-                    }
-                }
-            }
             for action in actions {
                 match action {
-                    Action::Tell(frame) => self.tell(frame),
-                    Action::Kill => {
-                        // It has ended by itself in this moment.
-                        let _ = self.qemu.kill();
-                    }
+                    Action::Tell(frame) => self.switchboard.tell(frame),
+                    // It may have ended by itself in this moment.
+                    Action::Kill => drop(self.qemu.kill()),
+                    Action::Abandon => abandoned = true,
                 }
             }
-            // What the agent said last may arrive after the console's end.
-            if console_closed && agent_closed {
+            if open.last_words_until.is_some_and(|until| until <= now) {
                 break;
             }
         }
-        let status = self.qemu.wait().context("failed to wait for QEMU")?;
-        let complaint = self.complaint.join().unwrap_or_default();
-        let complaint = (!status.success()).then(|| match complaint.lines().last() {
-            Some(line) => format!("QEMU failed: {}", line.trim_start_matches("qemu-system-x86_64: ")),
-            None => format!("QEMU ended with {status}"),
-        });
+        let complaint = if abandoned {
+            note!("warning: QEMU (process {}) was killed and does not end", self.qemu.id());
+            None
+        } else {
+            self.complaint()?
+        };
         let outcome = life.qemu_ended(complaint);
-        for frames in clients.values() {
-            // The machine's own channel ends as that of a process does.
-            let _ = frames.send(Frame::new(MACHINE_CHANNEL, Message::Exited { code: outcome.exit_code() }));
-        }
-        drop((clients, told));
-        Ok(Ending { outcome, last_lines: console.last_lines(), farewell })
+        self.switchboard.say_farewell(outcome.exit_code());
+        Ok(Ending { outcome, last_lines: console.last_lines(), places: self.places })
     }
 
-    fn tell(&self, frame: Frame) {
-        if let Some(agent) = &self.agent {
-            // The writer ends with the connection, whose loss is QEMU's end.
-            let _ = agent.send(frame);
+    /// One thing that happened.
+    fn take(
+        &mut self,
+        event: Event,
+        now: Instant,
+        life: &mut Lifecycle,
+        console: &mut Console,
+        open: &mut Open,
+    ) -> Vec<Action> {
+        match event {
+            Event::Console(bytes) => return self.hear_console(bytes, now, life, console),
+            Event::ConsoleClosed => {
+                open.console = false;
+                // A QEMU that failed early never connected: nobody is to wait for it any more.
+                if let Some(socket) = &self.agent_socket {
+                    let _ = UnixStream::connect(socket);
+                }
+            }
+            Event::QemuEnded => {
+                open.qemu = false;
+                open.last_words_until = now.checked_add(LAST_WORDS);
+            }
+            Event::AgentClosed(cause) => {
+                open.agent = false;
+                return cause.map_or_else(Vec::new, |cause| life.agent_failed(now, cause));
+            }
+            Event::Agent(frame) => return self.hear_agent(frame, now, life),
+            Event::Connected(client, wire) => self.switchboard.connected(client, wire),
+            Event::Client(_, Frame { message: Message::Shutdown { signal, grace_seconds }, .. }) => {
+                return life.stop(now, signal, Duration::from_secs(grace_seconds.into()));
+            }
+            Event::Client(client, frame) => self.switchboard.from_client(client, frame),
+            Event::Gone(client) => self.switchboard.drop_client(client),
+            Event::Names(lines) => {
+                self.switchboard.tell(Frame::new(MACHINE_CHANNEL, Message::Hosts(lines)));
+            }
+            Event::Signal(signal) => return life.signal(now, signal),
         }
+        Vec::new()
+    }
+
+    fn hear_console(
+        &mut self,
+        bytes: Vec<u8>,
+        now: Instant,
+        life: &mut Lifecycle,
+        console: &mut Console,
+    ) -> Vec<Action> {
+        self.log.write(&bytes);
+        life.console_spoke();
+        let verdicts = console.push(&bytes);
+        let actions = verdicts.into_iter().flat_map(|verdict| life.verdict(now, verdict)).collect();
+        let notes = console.take_notes();
+        if self.console_is_main {
+            self.switchboard.from_console(bytes);
+        } else {
+            notes.iter().for_each(|line| note!("{line}"));
+        }
+        actions
+    }
+
+    fn hear_agent(&mut self, frame: Frame, now: Instant, life: &mut Lifecycle) -> Vec<Action> {
+        match (frame.channel, &frame.message) {
+            (MACHINE_CHANNEL, Message::Hello { version }) if *version != VERSION => {
+                let cause = format!(
+                    "the guest's init speaks version {version} of the agent protocol, this workbench {VERSION}"
+                );
+                return life.agent_failed(now, cause);
+            }
+            (MACHINE_CHANNEL, Message::Pong(number)) => life.answered(*number),
+            _ => match self.switchboard.from_agent(frame) {
+                Err(cause) => return life.agent_failed(now, cause),
+                Ok(None) => {}
+                Ok(Some(MainNews::Started)) => life.main_started(),
+                Ok(Some(MainNews::Ended(outcome))) => life.main_ended(now, outcome),
+            },
+        }
+        Vec::new()
+    }
+
+    /// Waits for QEMU, which has ended, and says what it complained of where it failed.
+    fn complaint(&mut self) -> anyhow::Result<Option<String>> {
+        let status = self.qemu.wait().context("failed to wait for QEMU")?;
+        if status.success() {
+            return Ok(None);
+        }
+        let said = self.complaint.recv_timeout(LAST_WORDS).unwrap_or_default();
+        Ok(Some(match said.lines().last() {
+            Some(line) => format!("QEMU failed: {}", line.trim_start_matches("qemu-system-x86_64: ")),
+            None => format!("QEMU ended with {status}"),
+        }))
+    }
+}
+
+/// What has not ended yet.
+#[derive(Debug)]
+struct Open {
+    qemu: bool,
+    console: bool,
+    agent: bool,
+    /// QEMU has ended; somebody else may hold its streams open.
+    last_words_until: Option<Instant>,
+}
+
+impl Open {
+    fn any(&self) -> bool {
+        self.qemu || self.console || self.agent
     }
 }
