@@ -215,7 +215,7 @@ impl Router {
     pub fn client_gone(&mut self, client: ClientId) -> Vec<Delivery> {
         let mut closed: Vec<u32> = self.held_by(client).collect();
         closed.sort_unstable();
-        closed.iter().for_each(|number| drop(self.channels.remove(number)));
+        self.channels.retain(|number, _| !closed.contains(number));
         closed.into_iter().map(|number| Delivery::Agent(Frame::new(number, Message::Close))).collect()
     }
 

@@ -268,7 +268,7 @@ impl Supervisor {
             Event::Client(_, Frame { message: Message::Shutdown { signal, grace_seconds }, .. }) => {
                 return life.stop(now, signal, Duration::from_secs(grace_seconds.into()));
             }
-            Event::Client(client, frame) => self.switchboard.from_client(client, frame),
+            Event::Client(client, frame) => self.switchboard.client_says(client, frame),
             Event::Gone(client) => self.switchboard.drop_client(client),
             Event::Names(lines) => {
                 self.switchboard.tell(Frame::new(MACHINE_CHANNEL, Message::Hosts(lines)));
@@ -291,7 +291,7 @@ impl Supervisor {
         let actions = verdicts.into_iter().flat_map(|verdict| life.verdict(now, verdict)).collect();
         let notes = console.take_notes();
         if self.console_is_main {
-            self.switchboard.from_console(bytes);
+            self.switchboard.console_says(bytes);
         } else {
             notes.iter().for_each(|line| note!("{line}"));
         }
@@ -307,7 +307,7 @@ impl Supervisor {
                 return life.agent_failed(now, cause);
             }
             (MACHINE_CHANNEL, Message::Pong(number)) => life.answered(*number),
-            _ => match self.switchboard.from_agent(frame) {
+            _ => match self.switchboard.agent_says(frame) {
                 Err(cause) => return life.agent_failed(now, cause),
                 Ok(None) => {}
                 Ok(Some(MainNews::Started)) => life.main_started(),

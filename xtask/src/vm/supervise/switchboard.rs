@@ -61,7 +61,7 @@ impl Switchboard {
     }
 
     /// The agent says something. Errors where it does not keep to the protocol.
-    pub(super) fn from_agent(&mut self, frame: Frame) -> Result<Option<MainNews>, String> {
+    pub(super) fn agent_says(&mut self, frame: Frame) -> Result<Option<MainNews>, String> {
         let delivery = self.router.from_agent(frame).map_err(|breach| breach.to_string())?;
         let news = match &delivery {
             Some(Delivery::Client(MAIN_CLIENT, frame)) => MainNews::of(&frame.message),
@@ -74,7 +74,7 @@ impl Switchboard {
     }
 
     /// A machine without an agent says something on its console.
-    pub(super) fn from_console(&mut self, bytes: Vec<u8>) {
+    pub(super) fn console_says(&mut self, bytes: Vec<u8>) {
         // Its reader waits for room. Where nobody listens any more nothing is lost.
         let _ = self.main.push_beyond(Frame::new(MAIN_CHANNEL, Message::Data(Stream::Stdout, bytes)));
     }
@@ -85,7 +85,7 @@ impl Switchboard {
     }
 
     /// A client says something.
-    pub(super) fn from_client(&mut self, client: ClientId, frame: Frame) {
+    pub(super) fn client_says(&mut self, client: ClientId, frame: Frame) {
         let is_known = client == MAIN_CLIENT || self.clients.contains_key(&client);
         if !is_known {
             // What was under way when it was dropped.
