@@ -1,7 +1,7 @@
 //! Looking into a machine: PID 1's steps as they happen, and a debugger before the first instruction.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use crate::world::{DEADLINE, xtask};
@@ -30,7 +30,7 @@ fn steps_are_shown_with_their_times() {
 
 #[test]
 fn the_guest_waits_for_a_debugger_which_finds_the_kernels_symbols() {
-    let mut boot = xtask(&["boot", "--gdb=0", "images/hello", "--", "sh", "-c", "exit 4"])
+    let mut boot = xtask(&["boot", "--gdb", "images/hello", "--", "sh", "-c", "exit 4"])
         .current_dir(CHECKOUT)
         .stderr(Stdio::piped())
         .spawn()
@@ -39,12 +39,12 @@ fn the_guest_waits_for_a_debugger_which_finds_the_kernels_symbols() {
     let command = talk.find(|line| line.trim_start().starts_with("gdb ")).unwrap();
     let symbols = command.split_whitespace().nth(1).unwrap();
     assert!(std::fs::read(symbols).unwrap().starts_with(b"\x7fELF"), "{command}");
-    let port = command.trim_end_matches('\'').rsplit(':').next().unwrap().parse().unwrap();
+    let socket = command.trim_end_matches('\'').rsplit(' ').next().unwrap().to_owned();
 
     // The remote protocol of gdb's manual, appendix E: why has it stopped, then go on.
     let deadline = std::time::Instant::now() + DEADLINE;
     let mut debugger = loop {
-        match TcpStream::connect(("127.0.0.1", port)) {
+        match UnixStream::connect(&socket) {
             Ok(stream) => break stream,
             Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
         }

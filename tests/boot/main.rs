@@ -2,10 +2,12 @@
 
 mod background;
 mod collected;
+mod confined;
 mod copy;
 mod debug;
 mod disk;
 mod failures;
+mod foreign;
 mod hello;
 mod interactive;
 mod kernel;

@@ -81,8 +81,10 @@ pub(crate) fn complete_set(set: &Utf8Path, with_init: bool) {
 pub(crate) fn kept_disk(name: &str) -> tempfile::NamedTempFile {
     let kept = Workspace::discover().unwrap().persistent_disks().join(format!("{name}.qcow2"));
     let raw = tempfile::NamedTempFile::new().unwrap();
-    let converted =
-        Command::new("qemu-img").args(["convert", "-O", "raw", kept.as_str()]).arg(raw.path()).status();
+    let converted = Command::new("qemu-img")
+        .args(["convert", "-f", "qcow2", "-O", "raw", kept.as_str()])
+        .arg(raw.path())
+        .status();
     assert!(converted.unwrap().success());
     let check = Command::new(find("e2fsck").unwrap()).arg("-fn").arg(raw.path()).output().unwrap();
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));

@@ -18,11 +18,19 @@ const INIT_SIZE: usize = 20_000;
 const KERNEL_SIZE: usize = 300_000;
 const DISK_SIZE: usize = 3_000_000;
 
+/// A qcow2 as far as its header tells.
+fn disk(seed: u64) -> Vec<u8> {
+    let mut bytes = noise(DISK_SIZE, seed);
+    let header = include_bytes!("../../fuzz/seeds/qcow2/alone");
+    bytes[..header.len()].copy_from_slice(header);
+    bytes
+}
+
 /// The files of a set under the recipe's names.
 fn write_set(folder: &Utf8Path, seed: u64) {
     write(&folder.join("init"), &noise(INIT_SIZE, seed));
     write(&folder.join("kernel"), &noise(KERNEL_SIZE, seed + 1));
-    write(&folder.join("hda.qcow2"), &noise(DISK_SIZE, seed + 2));
+    write(&folder.join("hda.qcow2"), &disk(seed + 2));
 }
 
 fn stderr_of(assert: &assert_cmd::assert::Assert) -> String {
@@ -87,7 +95,7 @@ fn a_set_made_by_hand_is_collected_with_its_newest_kernel() {
     let world = World::new();
     let work = world.home().join("work");
     write(&work.join("myinit/myinit"), b"init");
-    write(&work.join("dockerbuild/dockerimage.qcow2"), b"disk");
+    write(&work.join("dockerbuild/dockerimage.qcow2"), &disk(7));
     // Kbuild makes the link: arch/x86_64/boot/bzImage -> ../../x86/boot/bzImage
     for (version, age_seconds) in [("6.7.4", 10), ("6.12", 1000)] {
         let arch = work.join(format!("linux-{version}/arch"));
@@ -104,8 +112,26 @@ fn a_set_made_by_hand_is_collected_with_its_newest_kernel() {
     }
     let near = world.near();
     world.collect().args(["--dest", near.as_str()]).assert().code(0);
-    let expected = [("hda.qcow2", "disk"), ("init", "init"), ("kernel", "6.7.4")];
-    assert_eq!(listing(&near), expected.map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec())));
+    let expected = [("hda.qcow2", disk(7)), ("init", b"init".into()), ("kernel", b"6.7.4".into())];
+    assert!(listing(&near) == expected.map(|(name, bytes)| (name.to_owned(), bytes)));
+}
+
+#[test]
+fn a_disk_that_lies_on_another_file_is_not_collected() {
+    let world = World::new();
+    let there = world.home().join("work");
+    write_set(&there, 5);
+    let mut bytes = disk(7);
+    let header = include_bytes!("../../fuzz/seeds/qcow2/overlay");
+    bytes[..header.len()].copy_from_slice(header);
+    write(&there.join("hda.qcow2"), &bytes);
+    let mut command = world.collect();
+    command.args(["--remote-dir", "work"]);
+    let talk = fails_and_changes_nothing(&world, command);
+    assert!(
+        talk.contains("`hda.qcow2` cannot be a disk: it lies on another file, `/srv/disks/a.qcow2`"),
+        "{talk}"
+    );
 }
 
 #[test]

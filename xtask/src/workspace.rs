@@ -132,6 +132,11 @@ impl Workspace {
         self.cache.join("console-logs")
     }
 
+    /// What the command lines of `boot --dry-run` name.
+    pub fn dry_runs(&self) -> Utf8PathBuf {
+        self.cache.join("dry-run")
+    }
+
     /// What was found out about this host and is worth remembering.
     pub fn verdicts(&self) -> Utf8PathBuf {
         self.cache.join("verdicts")

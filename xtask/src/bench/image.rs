@@ -12,7 +12,7 @@ use crate::disk;
 use crate::host::process::run_watched;
 use crate::image::{ImageRequest, Source};
 use crate::tasks::Context;
-use crate::vm::machine::DiskFormat;
+use crate::vm::machine::{Base, DiskFormat};
 
 /// What to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +101,7 @@ fn ours(tar: &Utf8Path, work: &Utf8Path) -> anyhow::Result<Option<u64>> {
 pub fn prepare(context: &Context, tar: &Utf8Path, overlay: &Utf8Path) -> anyhow::Result<u64> {
     let request = ImageRequest::new(Source::Rootfs(tar.to_owned()));
     let image = crate::image::ensure(context, &request, Utf8Path::new(""))?;
-    disk::overlay(&image.disk, DiskFormat::Raw, overlay)?;
+    disk::overlay(&Base { path: image.disk, format: DiskFormat::Raw }, overlay)?;
     // proc(5): the peak of the resident set, in kB.
     let status = fs::read_to_string("/proc/self/status").context("failed to read `/proc/self/status`")?;
     let peak =

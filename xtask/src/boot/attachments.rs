@@ -1,16 +1,16 @@
 //! What is made on the host for one machine before it starts: its root disk, links to single files, the guard's sockets,
 //! a place in a private network, ports for what the image exposes.
 
-use anyhow::Context as _;
-use camino::Utf8Path;
+use anyhow::{Context as _, anyhow};
 
 use super::bootable::Bootable;
 use super::request::{Volume, VolumeContent};
 use crate::artifact::create_folder;
-use crate::disk::{self, volume};
+use crate::disk::{self, opened, volume};
+use crate::error::Hint as _;
 use crate::image::config::ImageConfig;
 use crate::note;
-use crate::vm::machine::{Disk, DiskFormat, GuardSockets, PortProtocol, PrivateNetwork, PublishedPort};
+use crate::vm::machine::{Base, Disk, DiskFormat, GuardSockets, PortProtocol, PrivateNetwork, PublishedPort};
 use crate::vm::net::members::{self, Member};
 use crate::vm::record::run_dir::{RunDir, restrict};
 use crate::workspace::Workspace;
@@ -22,20 +22,44 @@ pub fn root(
     run_dir: &RunDir,
     kept: Option<&str>,
 ) -> anyhow::Result<Disk> {
+    let mut base = Base { path: bootable.disk.clone(), format: bootable.disk_format };
+    let metadata = base.path.metadata().with_context(|| format!("failed to look at `{}`", base.path))?;
+    let is_ours = opened::is_ours_alone(&metadata);
     let overlay = match kept {
-        Some(name) => workspace.persistent_disks().join(format!("{name}.qcow2")),
-        None => run_dir.overlay(),
+        Some(name) if is_ours => {
+            let overlay;
+            (overlay, base) = disk::kept::ensure(workspace, name, base)?;
+            overlay
+        }
+        Some(_) => {
+            return Err(anyhow!(
+                "`{}` can be changed by other users, and `--persist` builds on it",
+                base.path
+            ))
+            .hint("copy it, and boot the copy");
+        }
+        None => {
+            if !is_ours {
+                note!("`{}` can be changed by other users: the machine gets a copy", base.path);
+                disk::copy::sparse(&base.path, &run_dir.base())?;
+                base.path = run_dir.base();
+            }
+            disk::overlay(&base, &run_dir.overlay())?;
+            run_dir.overlay()
+        }
     };
-    if !overlay.exists() {
-        create_folder(overlay.parent().unwrap_or(Utf8Path::new(".")))?;
-        disk::overlay(&bootable.disk, bootable.disk_format, &overlay)?;
-    }
-    Ok(Disk { path: overlay, format: DiskFormat::Qcow2, read_only: false, snapshot: false })
+    Ok(Disk { path: overlay, format: DiskFormat::Qcow2, read_only: false, snapshot: false, base: Some(base) })
 }
 
 /// The image's own disk, with what the guest writes thrown away by QEMU.
 pub fn discarding_root(bootable: &Bootable) -> Disk {
-    Disk { path: bootable.disk.clone(), format: bootable.disk_format, read_only: false, snapshot: true }
+    Disk {
+        path: bootable.disk.clone(),
+        format: bootable.disk_format,
+        read_only: false,
+        snapshot: true,
+        base: None,
+    }
 }
 
 /// Puts each single file into a folder of the machine's own, so that root in the guest sees none of those beside it.
@@ -75,8 +99,7 @@ pub fn join(
     let folder = workspace.networks().join(network);
     let is_running = |machine: &str| RunDir::named(workspace, machine).is_running();
     let (number, members) = members::join(&folder, run_dir.name(), is_running)?;
-    let our_socket = run_dir.agent_socket().with_file_name("lan");
-    Ok((PrivateNetwork { folder, number, our_socket }, members))
+    Ok((PrivateNetwork { folder, number }, members))
 }
 
 /// The ports, and free ones for those that the image exposes and nobody has published yet.

@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::request::existing;
 use crate::artifact;
 use crate::artifacts::Set;
+use crate::disk::opened;
 use crate::host::tools::Purpose;
 use crate::image::config::ImageConfig;
 use crate::image::{self, ImageRequest, Source};
@@ -68,6 +69,7 @@ pub fn from_image(context: &Context, request: &ImageRequest) -> anyhow::Result<B
 pub fn from_set(folder: &Utf8Path) -> anyhow::Result<Bootable> {
     let folder = existing(folder, "folder")?;
     let set = Set::load(&folder)?;
+    opened::check_alone(&set.disk, &set.disk)?;
     let (initramfs, config) = match (&set.init, &set.image_config) {
         (Some(init), Some(config)) => {
             let text = artifact::read_text(config)?;

@@ -43,8 +43,8 @@ pub struct Parts {
     pub guard: Option<GuardSockets>,
     /// The network of this and other machines, and those that are in it.
     pub private_network: Option<(PrivateNetwork, Vec<Member>)>,
-    /// Wait for a debugger at this port.
-    pub gdb_port: Option<u16>,
+    /// Wait for a debugger at this socket.
+    pub gdb_socket: Option<Utf8PathBuf>,
     /// `-v` mounts.
     pub volumes: Vec<Volume>,
     /// `--tmpfs` mounts.
@@ -87,7 +87,13 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
             VolumeContent::File { folder, name } => (folder, Some(name)),
             VolumeContent::Disk(path) => {
                 let device = disk_device(disks.len());
-                disks.push(Disk { path, format: DiskFormat::Raw, read_only: false, snapshot: false });
+                disks.push(Disk {
+                    path,
+                    format: DiskFormat::Raw,
+                    read_only: false,
+                    snapshot: false,
+                    base: None,
+                });
                 mounts.push(Mount::Volume { device, fstype: "ext4".into(), target, read_only });
                 continue;
             }
@@ -128,7 +134,7 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
     if parts.ports.is_some() {
         kernel_arguments.push(static_address(&parts.hostname));
     }
-    if parts.gdb_port.is_some() {
+    if parts.gdb_socket.is_some() {
         // Symbols are where the kernel's file says.
         kernel_arguments.push("nokaslr".into());
     }
@@ -161,7 +167,7 @@ pub fn plan(parts: Parts) -> Result<Plan, String> {
         shares,
         network,
         private_network,
-        gdb_port: parts.gdb_port,
+        gdb_socket: parts.gdb_socket,
     };
     check_slots(&machine)?;
     let boot_config = BootConfig {
@@ -207,7 +213,13 @@ mod tests {
         Parts {
             kernel: "/k".into(),
             initramfs: Some("/i".into()),
-            root: Disk { path: "/d".into(), format: DiskFormat::Qcow2, read_only: false, snapshot: false },
+            root: Disk {
+                path: "/d".into(),
+                format: DiskFormat::Qcow2,
+                read_only: false,
+                snapshot: false,
+                base: None,
+            },
             accelerator: Accelerator::Tcg,
             memory_mib: 256,
             cpus: 1,
@@ -215,7 +227,7 @@ mod tests {
             ports: Some(vec![]),
             guard: None,
             private_network: None,
-            gdb_port: None,
+            gdb_socket: None,
             volumes: vec![],
             tmpfs: vec![],
             read_only: false,
@@ -299,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_private_network_is_a_second_interface_with_the_names_of_those_in_it() {
-        let network = PrivateNetwork { folder: "/lan".into(), number: 3, our_socket: "/run/lan".into() };
+        let network = PrivateNetwork { folder: "/lan".into(), number: 3 };
         let members = vec![Member { number: 2, machine: "db".into() }];
         let plan = plan(Parts { private_network: Some((network.clone(), members)), ..parts() }).unwrap();
         assert_eq!((plan.machine.virtio_slots(), plan.machine.private_network), (5, Some(network)));

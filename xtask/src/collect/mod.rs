@@ -18,6 +18,7 @@ pub use remote::{Candidate, SshOptions, Target, candidates_below};
 
 use crate::artifact::{Lock, Staged, remove_any, require_space};
 use crate::artifacts::{DISK, IMAGE_CONFIG, INIT, KERNEL};
+use crate::disk::opened;
 use crate::error::Hint as _;
 use crate::host::process::dies_with_us;
 use crate::{interrupt, note, ui};
@@ -89,6 +90,7 @@ fn fetch(request: &Request<'_>) -> anyhow::Result<()> {
                 .hint("nothing was changed here; run the same command again");
         }
     }
+    opened::check_alone(&landing.folder().join(DISK), Utf8Path::new(DISK))?;
     // Every byte is here and checked: how the far side's `tar` ends no longer matters.
     landing.place()?;
     let size = ui::human_bytes(header.total_size());

@@ -4,6 +4,9 @@
 pub mod copy;
 pub mod ext4;
 pub mod guestfs;
+pub mod kept;
+pub mod opened;
+pub mod qcow2;
 pub mod size;
 pub mod volume;
 
@@ -11,15 +14,33 @@ use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::host::process::run_watched;
-use crate::vm::machine::DiskFormat;
+use crate::vm::machine::Base;
 
-/// Makes an empty qcow2 overlay: reads come from `base` (left as it is), writes stay in `overlay`.
-pub fn overlay(base: &Utf8Path, format: DiskFormat, overlay: &Utf8Path) -> anyhow::Result<()> {
-    let base = camino::absolute_utf8(base).context("failed to name the base disk")?;
-    let create =
-        duct::cmd!("qemu-img", "create", "-q", "-f", "qcow2", "-F", format.name(), "-b", &base, overlay);
-    run_watched("`qemu-img create`", &create, |_| {})
-        .with_context(|| format!("failed to make an overlay of `{base}`"))
+/// Makes an empty qcow2 overlay: reads come from `base` (left as it is), writes stay in `overlay`. The base is not opened
+/// by `qemu-img`; its owner alone can read what is written.
+pub fn overlay(base: &Base, overlay: &Utf8Path) -> anyhow::Result<()> {
+    let size = opened::size(&base.path, base.format)?;
+    let Base { path, format } = base;
+    let words = ["create", "-q", "-u", "-f", "qcow2", "-F", format.name(), "-b", path.as_str()];
+    let create = duct::cmd("qemu-img", words.into_iter().chain([overlay.as_str(), &size.to_string()]));
+    run_watched("`qemu-img create`", &for_us_alone(&create), |_| {})
+        .with_context(|| format!("failed to make an overlay of `{path}`"))
+}
+
+/// What the program writes is its owner's alone.
+fn for_us_alone(expression: &duct::Expression) -> duct::Expression {
+    expression.before_spawn(|command| {
+        let mask = || {
+            rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+            Ok(())
+        };
+        #[expect(unsafe_code, reason = "the umask is a process's, and the child's alone is to change")]
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(command, mask);
+        }
+        Ok(())
+    })
 }
 
 /// Turns a raw disk into a standalone qcow2 file.
@@ -35,17 +56,6 @@ pub fn to_qcow2(raw: &Utf8Path, qcow2: &Utf8Path, compress: bool) -> anyhow::Res
 
 /// The file that a qcow2 lies on, as its header names it; `None` where it stands alone or is no qcow2.
 pub fn backing_file(qcow2: &Utf8Path) -> Option<Utf8PathBuf> {
-    use std::os::unix::fs::FileExt as _;
-    // QEMU's docs/interop/qcow2.txt: magic, version, backing_file_offset (u64 at 8), backing_file_size (u32 at 16).
     let file = std::fs::File::open(qcow2).ok()?;
-    let mut header = [0; 20];
-    file.read_exact_at(&mut header, 0).ok()?;
-    let offset = u64::from_be_bytes(*header[8..].first_chunk()?);
-    let length = u32::from_be_bytes(*header[16..].first_chunk()?);
-    if !header.starts_with(b"QFI\xfb") || offset == 0 || length > 1023 {
-        return None;
-    }
-    let mut name = vec![0; length as usize];
-    file.read_exact_at(&mut name, offset).ok()?;
-    String::from_utf8(name).ok().map(Utf8PathBuf::from)
+    Some(opened::header(&file, qcow2).ok()?.backing?.name.into())
 }

@@ -112,7 +112,7 @@ fn probe(console_log: &Utf8Path, kernel: &Utf8Path, initramfs: &Utf8Path) -> any
         shares: Vec::new(),
         network: Network::None,
         private_network: None,
-        gdb_port: None,
+        gdb_socket: None,
     };
     let supervision = Supervision {
         limits: Limits {

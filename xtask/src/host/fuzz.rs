@@ -11,7 +11,7 @@ use camino::Utf8Path;
 use super::process::{dies_with_us, run_watched};
 
 /// The targets, as `fuzz/Cargo.toml` names them.
-const TARGETS: [&str; 4] = ["layer", "reference", "manifest", "protocol"];
+const TARGETS: [&str; 5] = ["layer", "reference", "manifest", "protocol", "qcow2"];
 
 /// Coverage counters and traced comparisons, which libFuzzer steers by (cargo-fuzz, `src/project.rs`).
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

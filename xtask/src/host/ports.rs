@@ -48,14 +48,6 @@ pub fn settle(ports: &[PublishedPort]) -> anyhow::Result<Vec<PublishedPort>> {
     Ok(settled)
 }
 
-/// A free port of 127.0.0.1 for a debugger: this one, or any where it is 0.
-pub fn for_debugger(port: u16) -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((IpAddr::from([127, 0, 0, 1]), port))
-        .with_context(|| format!("port {port} cannot be had for gdb"))
-        .hint("let a free one be picked with `--gdb=0`")?;
-    Ok(listener.local_addr().context("failed to pick a free port")?.port())
-}
-
 enum Held {
     Tcp(TcpListener),
     Udp(UdpSocket),

@@ -25,6 +25,7 @@ use crate::host::{ports, tools::Purpose};
 use crate::image::config::Overrides;
 use crate::image::{self, Source};
 use crate::vm::client::terminal;
+use crate::vm::inherited::Inherited;
 use crate::vm::machine::{PublishedPort, parse_memory_mib};
 use crate::vm::qemu;
 use crate::vm::record::Description;
@@ -159,9 +160,9 @@ pub struct BootArgs {
     #[arg(long)]
     init_debug: bool,
 
-    /// Wait for gdb at this port of 127.0.0.1 before the guest's first instruction; 0 picks a free one [default: 1234]
-    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "1234")]
-    gdb: Option<u16>,
+    /// Wait for gdb before the guest's first instruction, at a socket that is this user's alone
+    #[arg(long)]
+    gdb: bool,
 
     /// Print the QEMU command line, ready to paste, in place of running it
     #[arg(long)]
@@ -188,7 +189,6 @@ impl BootArgs {
         let source = self.source(context)?;
         let is_default = self.source.is_none() && self.from.is_none();
         let mut ports = self.settled_ports(is_default)?;
-        let gdb_port = self.gdb.map(ports::for_debugger).transpose()?;
 
         let request = self.image.request(source);
         let bootable = match &self.from {
@@ -244,6 +244,10 @@ impl BootArgs {
             NetworkRequest::Private(network) => Some(attachments::join(workspace, network, &run_dir)?),
             _ => None,
         };
+        let gdb_socket = self.gdb.then(|| match self.dry_run {
+            true => workspace.dry_runs().join("gdb"),
+            false => run_dir.gdb_socket(),
+        });
         let parts = Parts {
             kernel: bootable.kernel.clone(),
             initramfs: bootable.initramfs.is_some().then(|| run_dir.initramfs()),
@@ -259,7 +263,7 @@ impl BootArgs {
             ports: (self.network != NetworkRequest::None).then(|| ports.clone()),
             guard: if self.allow_host || self.dry_run { None } else { attachments::guard(&run_dir, &ports) },
             private_network,
-            gdb_port,
+            gdb_socket: gdb_socket.clone(),
             volumes: if self.dry_run { volumes } else { attachments::with_files_alone(volumes, &run_dir) },
             tmpfs: self.tmpfs.clone(),
             read_only: self.read_only,
@@ -297,10 +301,10 @@ impl BootArgs {
             );
         }
         let mut limits = run::limits(accelerator, self.timeout);
-        if let Some(port) = gdb_port {
+        if let Some(socket) = gdb_socket {
             limits.start = DEBUGGERS_PATIENCE;
             let symbols = bootable.kernel.with_file_name("vmlinux");
-            note!("the guest waits for gdb:\n    gdb {symbols} -ex 'target remote 127.0.0.1:{port}'");
+            note!("the guest waits for gdb:\n    gdb {symbols} -ex 'target remote {socket}'");
         }
         let order = Order { plan: planned, limits };
         run_dir.write_plan(&order)?;
@@ -364,11 +368,11 @@ impl BootArgs {
             let bytes = run::initramfs(initramfs, &planned.boot_config)?;
             // Named by its content: an earlier command line still boots what it was printed for.
             let name = format!("{}.cpio", &hex(&Sha256::digest(&bytes))[..16]);
-            let kept = workspace.cache().join("dry-run").join(name);
+            let kept = workspace.dry_runs().join(name);
             artifact::write_whole(&kept, &bytes)?;
             planned.machine.initramfs = Some(kept);
         }
-        out!("{}", qemu::paste(qemu::PROGRAM, &qemu::arguments(&planned.machine)));
+        out!("{}", qemu::paste(qemu::PROGRAM, &qemu::arguments(&planned.machine, &Inherited::default())));
         Ok(0)
     }
 }

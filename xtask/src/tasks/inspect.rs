@@ -6,6 +6,7 @@ use serde_json::json;
 use super::Context;
 use crate::boot::run::Order;
 use crate::ui;
+use crate::vm::inherited::Inherited;
 use crate::vm::qemu;
 use crate::vm::record::run_dir::RunDir;
 
@@ -30,7 +31,7 @@ impl InspectArgs {
                 "running": run_dir.is_running(),
                 "boot": order.as_ref().map(|order| &order.plan.boot_config),
                 "qemu": order.as_ref().map(|order| {
-                    qemu::paste(qemu::PROGRAM, &qemu::arguments(&order.plan.machine))
+                    qemu::paste(qemu::PROGRAM, &qemu::arguments(&order.plan.machine, &Inherited::default()))
                 }),
                 "folder": run_dir.path(),
                 "console_log": run_dir.console_log(),

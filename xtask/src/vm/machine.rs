@@ -28,7 +28,7 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub cpus: u32,
-    /// The agent's socket on the host, which exists before QEMU starts; `None` leaves the agent's port out.
+    /// What the connection with the agent is called; `None` leaves the agent's port out.
     pub agent_socket: Option<Utf8PathBuf>,
     /// Disks in order: `/dev/vda`, `/dev/vdb`, …
     pub disks: Vec<Disk>,
@@ -38,8 +38,8 @@ pub struct Machine {
     pub network: Network,
     /// The network of this and other machines, on a second interface.
     pub private_network: Option<PrivateNetwork>,
-    /// QEMU waits for a debugger at this port of 127.0.0.1.
-    pub gdb_port: Option<u16>,
+    /// QEMU waits for a debugger at this socket.
+    pub gdb_socket: Option<Utf8PathBuf>,
 }
 
 /// How the guest's instructions are run.
@@ -63,6 +63,17 @@ pub struct Disk {
     pub read_only: bool,
     /// Writes go to a temporary file that is thrown away.
     pub snapshot: bool,
+    /// The file that this one lies on, whatever its header says; `None` where it stands alone.
+    pub base: Option<Base>,
+}
+
+/// A file that an overlay lies on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// File on the host.
+    pub path: Utf8PathBuf,
+    /// Format of the file.
+    pub format: DiskFormat,
 }
 
 /// Format of a disk's file.
@@ -99,7 +110,7 @@ pub enum Network {
     },
 }
 
-/// The sockets that a guest's frames pass through ([`super::net::guard`]). They exist before QEMU starts.
+/// The sockets that a guest's frames pass through ([`super::net::guard`]). QEMU inherits its ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardSockets {
     /// A folder of the machine's own.
@@ -127,8 +138,6 @@ pub struct PrivateNetwork {
     pub folder: Utf8PathBuf,
     /// The last byte of the machine's addresses.
     pub number: u8,
-    /// Where QEMU sends the guest's frames.
-    pub our_socket: Utf8PathBuf,
 }
 
 impl PrivateNetwork {

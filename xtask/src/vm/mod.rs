@@ -2,6 +2,7 @@
 //! it, with its [networks](net); [what is known of it](record); and [how to talk to it](client).
 
 pub mod client;
+pub mod inherited;
 pub mod machine;
 pub mod net;
 pub mod qemu;

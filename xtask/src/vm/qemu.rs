@@ -1,43 +1,49 @@
 //! The words that start a [`Machine`] under QEMU. Pure; one function for each device.
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
-use super::machine::{Accelerator, Disk, Machine, Network, PrivateNetwork, PublishedPort, Share};
+use super::inherited::Inherited;
+use super::machine::{Accelerator, Base, Disk, Machine, Network, PrivateNetwork, PublishedPort, Share};
 use super::net::members;
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
-/// The arguments of [`PROGRAM`] for this machine.
+/// The arguments of [`PROGRAM`] for this machine. What QEMU inherits open is named by its descriptor.
 ///
 /// The console is QEMU's standard input and output: a supervisor holds the other ends, a person who pastes the
 /// command line has the console on the terminal.
-pub fn arguments(machine: &Machine) -> Vec<String> {
+pub fn arguments(machine: &Machine, inherited: &Inherited) -> Vec<String> {
     let mut words = Words::default();
+    let words = &mut words;
     words.add("-M", "microvm,x-option-roms=off,isa-serial=off,acpi=off,rtc=on");
     words.flags(&["-nodefaults", "-no-user-config", "-no-reboot", "-nographic"]);
-    accelerator(&mut words, machine.accelerator);
+    accelerator(words, machine.accelerator);
     words.add("-m", format!("{}M", machine.memory_mib));
     words.add("-smp", machine.cpus.to_string());
-    kernel(&mut words, machine);
-    serial(&mut words, machine);
-    for (index, disk) in machine.disks.iter().enumerate() {
-        block(&mut words, index, disk);
+    kernel(words, machine, inherited);
+    serial(words, machine, inherited);
+    for (set, fd) in inherited.sets() {
+        words.add("-add-fd", format!("fd={fd},set={set}"));
     }
-    network(&mut words, &machine.network);
-    private_network(&mut words, machine.private_network.as_ref());
+    for (index, disk) in machine.disks.iter().enumerate() {
+        block(words, inherited, index, disk);
+    }
+    network(words, inherited, &machine.network);
+    private_network(words, inherited, machine.private_network.as_ref());
     for (index, share) in machine.shares.iter().enumerate() {
-        plan9(&mut words, index, share);
+        plan9(words, index, share);
     }
     words.add("-device", "virtio-rng-device");
-    if let Some(port) = machine.gdb_port {
-        words.add("-gdb", format!("tcp:127.0.0.1:{port}"));
+    if let Some(path) = &machine.gdb_socket {
+        words.add("-chardev", format!("socket,id=gdb,{},server=on,wait=off", socket(inherited, path)));
+        words.add("-gdb", "chardev:gdb");
         // The guest's first instruction waits for the debugger.
         words.flags(&["-S"]);
     }
     // QEMU needs none of these once it runs: less to gain for a guest that breaks out.
     words.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    words.0
+    std::mem::take(&mut words.0)
 }
 
 /// A command line for a shell, one option to a line.
@@ -73,6 +79,14 @@ impl Words {
     }
 }
 
+/// The end of a chardev's socket.
+fn socket(inherited: &Inherited, path: &Utf8Path) -> String {
+    match inherited.socket_number(path) {
+        Some(fd) => format!("fd={fd}"),
+        None => format!("path={}", value(path.as_str())),
+    }
+}
+
 /// A value inside an option's comma-separated list: commas are doubled (`qemu-option` syntax).
 fn value(text: &str) -> String {
     text.replace(',', ",,")
@@ -92,7 +106,7 @@ fn accelerator(words: &mut Words, accelerator: Accelerator) {
     }
 }
 
-fn kernel(words: &mut Words, machine: &Machine) {
+fn kernel(words: &mut Words, machine: &Machine, inherited: &Inherited) {
     // reboot=t: a triple fault, which `-no-reboot` turns into QEMU's end. panic=-1: at once.
     let mut command_line = String::from("console=hvc0 reboot=t panic=-1 acpi=off quiet");
     if machine.initramfs.is_none() {
@@ -102,28 +116,36 @@ fn kernel(words: &mut Words, machine: &Machine) {
         command_line.push(' ');
         command_line.push_str(argument);
     }
-    words.add("-kernel", machine.kernel.as_str());
+    words.add("-kernel", inherited.file(&machine.kernel));
     if let Some(initramfs) = &machine.initramfs {
-        words.add("-initrd", initramfs.as_str());
+        words.add("-initrd", inherited.file(initramfs));
     }
     words.add("-append", command_line);
 }
 
 /// All ports sit on one device, since slots are few.
-fn serial(words: &mut Words, machine: &Machine) {
+fn serial(words: &mut Words, machine: &Machine, inherited: &Inherited) {
     words.add("-device", "virtio-serial-device");
     // signal=off: what is typed, Ctrl-C included, is the guest's.
     words.add("-chardev", "stdio,id=console,signal=off");
     words.add("-device", "virtconsole,chardev=console");
-    if let Some(socket) = &machine.agent_socket {
-        words.add("-chardev", format!("socket,id=agent,path={}", value(socket.as_str())));
+    if let Some(path) = &machine.agent_socket {
+        words.add("-chardev", format!("socket,id=agent,{}", socket(inherited, path)));
         words.add("-device", format!("virtserialport,chardev=agent,name={}", init::protocol::PORT_NAME));
     }
 }
 
-fn block(words: &mut Words, index: usize, disk: &Disk) {
+fn block(words: &mut Words, inherited: &Inherited, index: usize, disk: &Disk) {
     let format = disk.format.name();
-    let mut drive = format!("id=disk{index},file={},format={format},if=none", value(disk.path.as_str()));
+    let file = value(&inherited.file(&disk.path));
+    let mut drive = format!("id=disk{index},file={file},format={format},if=none");
+    if let Some(Base { path, format }) = &disk.base {
+        // In place of the name that is in the overlay's header.
+        let (format, file) = (format.name(), value(&inherited.file(path)));
+        drive.push_str(&format!(
+            ",backing.driver={format},backing.file.driver=file,backing.file.filename={file}"
+        ));
+    }
     // Freed blocks of the guest become holes of the file. Where the host's disk is full the guest's write fails; QEMU's
     // default is to stop the guest, for good where nobody is there to go on with it.
     drive.push_str(",discard=unmap,werror=report");
@@ -137,7 +159,7 @@ fn block(words: &mut Words, index: usize, disk: &Disk) {
     words.add("-device", format!("virtio-blk-device,drive=disk{index}"));
 }
 
-fn network(words: &mut Words, network: &Network) {
+fn network(words: &mut Words, inherited: &Inherited, network: &Network) {
     let Network::User { ports, guard } = network else { return };
     let mut netdev = String::from("user,id=net0");
     for port in ports {
@@ -148,27 +170,29 @@ fn network(words: &mut Words, network: &Network) {
     words.add("-device", "virtio-net-device,netdev=net0");
     if let Some(guard) = guard {
         // The words are the network's, not the guest's: it receives what leaves.
-        redirect(words, "leave", "rx", &guard.leaving());
+        redirect(words, inherited, "leave", "rx", &guard.leaving());
         if guard.with_arriving {
-            redirect(words, "arrive", "tx", &guard.arriving());
+            redirect(words, inherited, "arrive", "tx", &guard.arriving());
         }
     }
 }
 
 /// Frames of one direction go out by one socket and come back by the other.
-fn redirect(words: &mut Words, id: &str, queue: &str, [out, back]: &[Utf8PathBuf; 2]) {
-    words.add("-chardev", format!("socket,id={id}-out,path={}", value(out.as_str())));
-    words.add("-chardev", format!("socket,id={id}-back,path={}", value(back.as_str())));
+fn redirect(words: &mut Words, inherited: &Inherited, id: &str, queue: &str, [out, back]: &[Utf8PathBuf; 2]) {
+    words.add("-chardev", format!("socket,id={id}-out,{}", socket(inherited, out)));
+    words.add("-chardev", format!("socket,id={id}-back,{}", socket(inherited, back)));
     let ends = format!("outdev={id}-out,indev={id}-back");
     words.add("-object", format!("filter-redirector,id={id},netdev=net0,queue={queue},{ends}"));
 }
 
-fn private_network(words: &mut Words, network: Option<&PrivateNetwork>) {
+fn private_network(words: &mut Words, inherited: &Inherited, network: Option<&PrivateNetwork>) {
     let Some(network) = network else { return };
     let own = members::socket(&network.folder, network.number);
-    let ends = [("local", own), ("remote", network.our_socket.clone())]
-        .map(|(end, path)| format!("{end}.type=unix,{end}.path={}", value(path.as_str())));
-    words.add("-netdev", format!("dgram,id=net1,{}", ends.join(",")));
+    let end = match inherited.socket_number(&own) {
+        Some(fd) => format!("type=fd,local.str={fd}"),
+        None => format!("type=unix,local.path={}", value(own.as_str())),
+    };
+    words.add("-netdev", format!("dgram,id=net1,local.{end}"));
     words.add("-device", format!("virtio-net-device,netdev=net1,mac={}", network.mac()));
 }
 
@@ -207,16 +231,20 @@ mod tests {
                 format: crate::vm::machine::DiskFormat::Qcow2,
                 read_only: false,
                 snapshot: false,
+                base: Some(Base {
+                    path: "/cache/disk.ext4".into(),
+                    format: crate::vm::machine::DiskFormat::Raw,
+                }),
             }],
             shares: Vec::new(),
             network: Network::User { ports: vec!["8080:80".parse().unwrap()], guard: None },
             private_network: None,
-            gdb_port: None,
+            gdb_socket: None,
         }
     }
 
     fn command_line(machine: &Machine) -> String {
-        paste(PROGRAM, &arguments(machine))
+        paste(PROGRAM, &arguments(machine, &Inherited::default()))
     }
 
     #[test]
@@ -231,6 +259,7 @@ mod tests {
             format: crate::vm::machine::DiskFormat::Raw,
             read_only: true,
             snapshot: true,
+            base: None,
         };
         let share = Share { tag: "share0".into(), path: "/home/me/my site".into(), read_only: true };
         let ports = vec!["0.0.0.0:53:53/udp".parse().unwrap(), "8443:443".parse().unwrap()];
@@ -239,12 +268,8 @@ mod tests {
         everything.shares.push(share);
         let guard = Some(GuardSockets { folder: "/run/web".into(), with_arriving: true });
         everything.network = Network::User { ports, guard };
-        everything.private_network = Some(PrivateNetwork {
-            folder: "/run/networks/lan".into(),
-            number: 2,
-            our_socket: "/run/web/lan".into(),
-        });
-        everything.gdb_port = Some(1234);
+        everything.private_network = Some(PrivateNetwork { folder: "/run/networks/lan".into(), number: 2 });
+        everything.gdb_socket = Some("/run/web/gdb".into());
         everything.accelerator = Accelerator::Kvm;
         everything.cpus = 4;
         insta::assert_snapshot!(command_line(&everything));

@@ -20,6 +20,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use crate::error::Hint as _;
+use crate::host::peer;
 use crate::vm::record::console_log;
 use crate::vm::record::holder::Holder;
 use crate::vm::record::run_dir::RunDir;
@@ -109,6 +110,7 @@ impl Client {
                 )?
             }
         };
+        peer::check(&stream).with_context(|| format!("failed to reach the machine `{name}` at `{path}`"))?;
         stream.set_write_timeout(Some(SUPERVISOR_LIMIT)).context("failed to limit a socket's patience")?;
         let speaker = Speaker(Arc::new(Wire { stream, turn: Mutex::new(()) }));
         Ok(Client {

@@ -123,7 +123,7 @@ pub fn host_lines(members: &[Member]) -> String {
     members.iter().map(line).collect()
 }
 
-/// Where frames for a member go: QEMU's own socket.
+/// Where frames for a member go.
 pub fn socket(folder: &Utf8Path, number: u8) -> Utf8PathBuf {
     folder.join(number.to_string())
 }
@@ -177,8 +177,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         join(folder, "web", |_| true).unwrap();
-        let network =
-            PrivateNetwork { folder: folder.to_owned(), number: 2, our_socket: folder.join("ours") };
+        let network = PrivateNetwork { folder: folder.to_owned(), number: 2 };
         let (sender, told) = std::sync::mpsc::channel();
         watch(&network, move |lines| sender.send(lines).is_ok()).unwrap();
         let hear = || told.recv_timeout(std::time::Duration::from_secs(60)).unwrap();

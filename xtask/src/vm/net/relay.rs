@@ -4,28 +4,26 @@
 //! When this process ends, the guest's frames go nowhere.
 
 use std::io::{self, BufReader, Read, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
-use camino::Utf8Path;
-
 use super::guard::{Guard, LONGEST_FRAME};
+use crate::vm::inherited::Inherited;
 use crate::vm::machine::GuardSockets;
 
 /// Frames under way; more are dropped, as networks do. It never waits for QEMU, which may be waiting for it.
 const QUEUE: usize = 1024;
 
-/// Listens where QEMU connects. Errors where a socket cannot be made.
-pub(super) fn start(sockets: &GuardSockets) -> anyhow::Result<()> {
+/// Connects with QEMU. Errors where a socket cannot be made.
+pub(super) fn start(sockets: &GuardSockets, inherited: &mut Inherited) -> anyhow::Result<()> {
     let guard = Arc::new(Mutex::new(Guard::default()));
     let leaving = Arc::clone(&guard);
-    direction(&sockets.leaving(), move |frame| {
+    direction(&sockets.leaving(), inherited, move |frame| {
         leaving.lock().unwrap_or_else(PoisonError::into_inner).leaves(frame)
     })?;
     if sockets.with_arriving {
-        direction(&sockets.arriving(), move |frame| {
+        direction(&sockets.arriving(), inherited, move |frame| {
             guard.lock().unwrap_or_else(PoisonError::into_inner).arrives(frame);
             true
         })?;
@@ -36,22 +34,19 @@ pub(super) fn start(sockets: &GuardSockets) -> anyhow::Result<()> {
 /// Carries frames of one direction, those that `may_pass`, as it leaves them.
 fn direction(
     [out, back]: &[camino::Utf8PathBuf; 2],
+    inherited: &mut Inherited,
     mut may_pass: impl FnMut(&mut [u8]) -> bool + Send + 'static,
 ) -> anyhow::Result<()> {
-    let (out, back) = (listen(out)?, listen(back)?);
+    let (out, back) = (inherited.connect(out)?, inherited.connect(back)?);
     let (sender, frames) = sync_channel(QUEUE);
     std::thread::spawn(move || {
-        // A QEMU that fails early never connects, and this process ends soon after.
-        let _ = out.accept().and_then(|(stream, _)| read(stream, &sender, &mut may_pass));
+        // It ends with QEMU.
+        let _ = read(out, &sender, &mut may_pass);
     });
     std::thread::spawn(move || {
-        let _ = back.accept().and_then(|(stream, _)| write(stream, &frames));
+        let _ = write(back, &frames);
     });
     Ok(())
-}
-
-fn listen(path: &Utf8Path) -> anyhow::Result<UnixListener> {
-    UnixListener::bind(path).with_context(|| format!("failed to listen at `{path}`"))
 }
 
 fn read(

@@ -153,7 +153,12 @@ impl RunDir {
         self.path.join("overlay.qcow2")
     }
 
-    /// The socket that QEMU connects the agent's port to.
+    /// A copy of a disk that others could change.
+    pub fn base(&self) -> Utf8PathBuf {
+        self.path.join("base.qcow2")
+    }
+
+    /// What the connection between the agent's port and its supervisor is called.
     pub fn agent_socket(&self) -> Utf8PathBuf {
         self.sockets.join("agent")
     }
@@ -161,6 +166,11 @@ impl RunDir {
     /// The socket that clients of the agent connect to.
     pub fn clients_socket(&self) -> Utf8PathBuf {
         self.sockets.join("clients")
+    }
+
+    /// Where a debugger connects.
+    pub fn gdb_socket(&self) -> Utf8PathBuf {
+        self.sockets.join("gdb")
     }
 
     /// Everything the guest's console said.
@@ -230,7 +240,7 @@ impl RunDir {
     /// Removes what is of no use after the end, and leaves what tells of it.
     pub fn retire(&self) -> anyhow::Result<()> {
         remove_any(&self.sockets)?;
-        for path in [self.overlay(), self.initramfs(), self.files()] {
+        for path in [self.overlay(), self.base(), self.initramfs(), self.files()] {
             remove_any(&path)?;
         }
         Ok(())

@@ -3,14 +3,14 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use init::protocol::{Frame, MACHINE_CHANNEL, MAIN_CHANNEL, Message, VERSION};
 use rustix::process::Signal;
 
@@ -19,14 +19,16 @@ use super::lifecycle::{Action, Lifecycle, Limits};
 use super::outcome::Outcome;
 use super::switchboard::{MainNews, Switchboard};
 use super::wires::{
-    EVENTS, Event, MAIN_CLIENT, Places, accept_clients, listen_to_agent, read_console, type_on_console,
+    EVENTS, Event, MAIN_CLIENT, Places, accept_clients, carry_agent, read_console, type_on_console,
     watch_process,
 };
 use crate::disk::volume;
+use crate::host::confine::{Files, Rights, confine, is_low};
 use crate::host::process::die_with;
 use crate::host::tools;
 use crate::note;
-use crate::vm::machine::Machine;
+use crate::vm::inherited::Inherited;
+use crate::vm::machine::{Accelerator, Machine, Network};
 use crate::vm::net::{self, Attached};
 use crate::vm::record::console_log::ConsoleLog;
 use crate::vm::{qemu, queue};
@@ -86,7 +88,6 @@ pub struct Supervisor {
     limits: Limits,
     console_is_main: bool,
     log: ConsoleLog,
-    agent_socket: Option<Utf8PathBuf>,
     /// Locks on the disks that it writes to.
     _disks: Vec<File>,
     _network: Attached,
@@ -110,27 +111,37 @@ impl Ending {
 }
 
 impl Supervisor {
-    /// Starts QEMU. The machine's agent socket is created here. Errors where QEMU cannot be started at all.
+    /// Starts QEMU, as a user of its own where this one is root. Errors where QEMU cannot be started at all.
     pub fn launch(machine: &Machine, mut supervision: Supervision) -> anyhow::Result<Supervisor> {
         let written = machine.disks.iter().filter(|disk| !disk.read_only && !disk.snapshot);
         let disks = written.map(|disk| volume::lock(&disk.path)).collect::<anyhow::Result<Vec<_>>>()?;
         let (sender, events) = mpsc::sync_channel(EVENTS);
-        let network = net::attach(machine, &sender, Event::Names)?;
+        let mut inherited = Inherited::of(machine)?;
+        let network = net::attach(machine, &mut inherited, &sender, Event::Names)?;
         let log = ConsoleLog::create(&supervision.console_log)
             .with_context(|| format!("failed to create `{}`", supervision.console_log))?;
-        let agent = machine.agent_socket.as_deref().map(|path| listen_to_agent(path, &sender)).transpose()?;
+        let agent = machine.agent_socket.as_deref().map(|path| inherited.connect(path)).transpose()?;
+        let agent = agent.map(|stream| carry_agent(stream, &sender)).transpose()?;
+        if let Some(path) = &machine.gdb_socket {
+            let gdb = UnixListener::bind(path).with_context(|| format!("failed to listen at `{path}`"))?;
+            inherited.socket(path, gdb.into());
+        }
 
         let program = tools::find(qemu::PROGRAM).unwrap_or_else(|| qemu::PROGRAM.into());
         let mut command = Command::new(&program);
         command
-            .args(qemu::arguments(machine))
+            .args(qemu::arguments(machine, &inherited))
             .stdin(if supervision.console_is_main { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         // A group of its own: Ctrl-C on the terminal is for us to pass on, not for QEMU to die of.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        confine(&mut command, rights(machine, &program), inherited.descriptors());
+        // After that: who becomes another user is no longer sent the signal (prctl(2)).
         die_with(&mut command, rustix::process::getpid(), Signal::KILL);
         let mut qemu = command.spawn().with_context(|| format!("failed to start `{program}`"))?;
+        // Its ends of the sockets are QEMU's alone, so that they close with it.
+        drop(inherited);
 
         watch_process(&qemu, &sender)?;
         if let Some(stdout) = qemu.stdout.take() {
@@ -157,7 +168,6 @@ impl Supervisor {
             let (sender, places) = (sender.clone(), Arc::clone(&places));
             std::thread::spawn(move || accept_clients(&listener, &places, &sender));
         }
-        let agent_socket = machine.agent_socket.clone();
         Ok(Supervisor {
             qemu,
             events,
@@ -168,7 +178,6 @@ impl Supervisor {
             limits: supervision.limits,
             console_is_main: supervision.console_is_main,
             log,
-            agent_socket,
             _disks: disks,
             _network: network,
         })
@@ -196,7 +205,7 @@ impl Supervisor {
     pub fn run(mut self) -> anyhow::Result<Ending> {
         let mut life = Lifecycle::launched(Instant::now(), self.limits, self.switchboard.has_agent());
         let mut console = Console::default();
-        let agent = self.agent_socket.is_some();
+        let agent = self.switchboard.has_agent();
         let mut open = Open { qemu: true, console: true, agent, last_words_until: None };
         let mut abandoned = false;
         while !abandoned && open.any() {
@@ -248,13 +257,7 @@ impl Supervisor {
     ) -> Vec<Action> {
         match event {
             Event::Console(bytes) => return self.hear_console(bytes, now, life, console),
-            Event::ConsoleClosed => {
-                open.console = false;
-                // A QEMU that failed early never connected: nobody is to wait for it any more.
-                if let Some(socket) = &self.agent_socket {
-                    let _ = UnixStream::connect(socket);
-                }
-            }
+            Event::ConsoleClosed => open.console = false,
             Event::QemuEnded => {
                 open.qemu = false;
                 open.last_words_until = now.checked_add(LAST_WORDS);
@@ -345,4 +348,19 @@ impl Open {
     fn any(&self) -> bool {
         self.qemu || self.console || self.agent
     }
+}
+
+/// The least that QEMU needs for a machine's devices.
+fn rights(machine: &Machine, program: &Utf8Path) -> Rights {
+    let files = match machine.shares.iter().map(|share| share.read_only).reduce(|all, one| all && one) {
+        None => Files::None,
+        Some(true) => Files::Read,
+        Some(false) => Files::Write,
+    };
+    let low_port = match &machine.network {
+        Network::User { ports, .. } => ports.iter().any(|port| is_low(port.host)),
+        Network::None => false,
+    };
+    let kvm = machine.accelerator == Accelerator::Kvm;
+    Rights::least(std::process::id(), program, files, low_port, kvm)
 }

@@ -11,13 +11,13 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use camino::Utf8Path;
 use init::protocol::{Decoder, Frame, MACHINE_CHANNEL, Message, VERSION};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, getrlimit, pidfd_open};
 
 use super::router::ClientId;
+use crate::host::peer;
 use crate::note;
 use crate::vm::queue::{self, Receiver, Refusal, Room, Sender};
 
@@ -145,21 +145,16 @@ impl Drop for Place {
     }
 }
 
-/// Accepts QEMU's connection at `path` and carries frames both ways.
-pub(super) fn listen_to_agent(path: &Utf8Path, sender: &SyncSender<Event>) -> anyhow::Result<Sender> {
-    let listener = UnixListener::bind(path).with_context(|| format!("failed to listen at `{path}`"))?;
+/// Carries frames both ways over the connection with QEMU.
+pub(super) fn carry_agent(stream: UnixStream, sender: &SyncSender<Event>) -> anyhow::Result<Sender> {
     let (outgoing, frames) = queue::bounded(AGENT_QUEUE);
     // The first word, sent as soon as anybody listens.
     let _ = outgoing.push(Frame::new(MACHINE_CHANNEL, Message::Hello { version: VERSION }));
     let sender = sender.clone();
+    let writer = stream.try_clone().context("failed to share a socket")?;
+    std::thread::spawn(move || write_frames(&writer, &frames));
     std::thread::spawn(move || {
-        let accepted = listener.accept();
-        drop(listener);
-        let result = accepted.map_err(anyhow::Error::from).and_then(|(stream, _)| {
-            let writer = stream.try_clone()?;
-            std::thread::spawn(move || write_frames(&writer, &frames));
-            read_frames(&stream, |frame| sender.send(Event::Agent(frame)).is_ok())
-        });
+        let result = read_frames(&stream, |frame| sender.send(Event::Agent(frame)).is_ok());
         let _ = sender.send(Event::AgentClosed(result.err().map(|error| error.to_string())));
     });
     Ok(outgoing)
@@ -171,7 +166,8 @@ pub(super) fn accept_clients(listener: &UnixListener, places: &Arc<Places>, send
     for client in MAIN_CLIENT + 1.. {
         let served = loop {
             let place = places.take();
-            match listener.accept().and_then(|(stream, _)| serve_client(client, stream, place, sender)) {
+            let accepted = listener.accept().and_then(|(stream, _)| peer::check(&stream).map(|()| stream));
+            match accepted.and_then(|stream| serve_client(client, stream, place, sender)) {
                 Ok(served) => break served,
                 Err(error) => {
                     if !std::mem::replace(&mut has_complained, true) {
