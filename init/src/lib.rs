@@ -4,3 +4,7 @@
 pub mod archive;
 pub mod boot_config;
 pub mod protocol;
+
+#[cfg(test)]
+#[path = "../../tests/support/hostile_tar.rs"]
+mod hostile_tar;

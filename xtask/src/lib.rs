@@ -27,3 +27,7 @@ pub mod bench;
 pub mod torture;
 
 pub mod tasks;
+
+#[cfg(test)]
+#[path = "../../tests/support/hostile_tar.rs"]
+mod hostile_tar;

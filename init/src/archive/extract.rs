@@ -1,265 +1,231 @@
-//! A tar stream into a directory.
+//! A tar stream into a directory, by one of two [`Rules`].
 //!
-//! Nothing is written outside that directory: names with `..` are refused, and a symbolic link on the way to an entry
-//! is followed by the kernel under `RESOLVE_BENEATH`, so that neither a link of the archive's nor one that a process
-//! swaps in leads out. The links themselves are made as they are; where they point is nobody's harm until followed.
+//! Nothing is written outside that directory: names with `..` are refused, and a path is resolved by the kernel under
+//! `RESOLVE_BENEATH`, so that neither a link of the archive's nor one that a process swaps in leads out. Owner, mode, attributes
+//! and time go to the inode that was made, through its descriptor, and never to whatever has its name by then. Symbolic links
+//! are made as they are; where they point is nobody's harm until followed.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+mod inode;
+mod place;
+mod rules;
+
+use std::collections::{HashMap, HashSet};
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmodat,
-    chownat, linkat, lsetxattr, makedev, mkdirat, mknodat, open, openat, openat2, statat, symlinkat,
-    unlinkat, utimensat,
-};
-use rustix::io::Errno;
-use tar_core::EntryType;
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, FileType, Mode, linkat, makedev, mknodat, symlinkat};
 
-use super::entry::{Entry, Parts, Stream, parts};
+pub use rules::Rules;
 
-/// Bytes that are looked at together for being all zero: a block of most file systems.
-const BLOCK: usize = 4096;
+use self::inode::{Id, Inode};
+use self::place::{Place, Relative};
+use super::display;
+use super::entry::{Entry, Kind, Metadata, Special, Xattrs};
+use super::feeder::Feeder;
 
-/// Unpacks `archive` into the directory `target`. Unless `keep_owners`, everything belongs to whoever unpacks it, and
-/// attributes that only root can set are passed over.
+/// Paths and attributes of directories are held until the end; together they take at most so many bytes.
+const MAX_HELD: usize = 256 << 20;
+
+/// Unpacks `archive` into the directory `target`. `complain` hears of entries that the rules leave out.
 ///
 /// # Errors
-/// `target` is no directory, the archive is damaged or cut off, or an entry cannot be written; it is named.
-pub fn extract(archive: impl Read, target: &Path, keep_owners: bool) -> Result<()> {
-    let root = open(target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .with_context(|| format!("cannot write into `{}`", target.display()))?;
-    // An absolute link in the root directory leads nowhere but into it.
-    let resolve = if target == Path::new("/") { ResolveFlags::IN_ROOT } else { ResolveFlags::BENEATH };
-    let mut tree = Tree { root, resolve, keep_owners, parent: None, directories: Vec::new() };
-    let mut stream = Stream::new(archive);
-    while let Some(entry) = stream.next_entry()? {
-        tree.write(&entry, &mut stream).with_context(|| format!("cannot write `{}`", shown(&entry.path)))?;
-    }
-    tree.date_directories()
+/// `target` is no directory, the archive is damaged or cut off, or an entry is against the rules or cannot be written; it is
+/// named.
+pub fn extract(
+    archive: impl Read,
+    target: &Path,
+    rules: &Rules,
+    complain: &mut dyn FnMut(String),
+) -> Result<()> {
+    let place = Place::new(target, rules)?;
+    let mut tree =
+        Tree { place, rules, complain, brought: HashSet::new(), directories: HashMap::new(), held: 0 };
+    let written = tree.all(Feeder::new(archive));
+    // Directories that were made get what is known of them, also where the rest is missing.
+    let finished = tree.finish_directories();
+    written.and(finished)
 }
 
-fn shown(path: &[Vec<u8>]) -> String {
-    if path.is_empty() { ".".into() } else { String::from_utf8_lossy(&path.join(&b"/"[..])).into_owned() }
+struct Tree<'a> {
+    place: Place,
+    rules: &'a Rules,
+    complain: &'a mut dyn FnMut(String),
+    /// The inodes that this archive has made, directories apart; kept where the rules ask for them.
+    brought: HashSet<Id>,
+    /// Directories get what is said of them when nothing more is put into them: one may be closed to its owner, and a
+    /// default ACL is for files that come later than this archive's.
+    directories: HashMap<Id, Described>,
+    /// Bytes that `directories` holds.
+    held: usize,
 }
 
-struct Tree {
-    root: OwnedFd,
-    resolve: ResolveFlags,
-    keep_owners: bool,
-    /// The directory of the latest entry; the next one is mostly in it too.
-    parent: Option<(Parts, OwnedFd)>,
-    /// Directories get their times when nothing more is put into them.
-    directories: Vec<(Parts, Timespec)>,
+/// A directory, and what its entry says of it.
+struct Described {
+    path: Relative,
+    metadata: Metadata,
+    xattrs: Xattrs,
 }
 
-impl Tree {
-    fn write<R: Read>(&mut self, entry: &Entry, stream: &mut Stream<R>) -> Result<()> {
-        let Some((name, parent)) = entry.path.split_last() else {
-            // The target itself, which is there.
-            self.directories.push((Vec::new(), entry.time));
-            let root = self.directory(&[])?;
-            return self.describe(entry, &root, b".");
+impl Tree<'_> {
+    fn all<R: Read>(&mut self, mut feeder: Feeder<R>) -> Result<()> {
+        let mut last = None;
+        let cut_off = |last: &Option<Relative>| match last {
+            Some(path) => format!("the archive is incomplete after {}", path.shown()),
+            None => "the archive is none, or has no entry".to_owned(),
         };
-        let directory = self.directory(parent)?;
-        match entry.kind {
-            EntryType::Directory => {
-                make_directory(&directory, name)?;
-                self.directories.push((entry.path.clone(), entry.time));
-            }
-            EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => {
-                if let Err(e) = write_file(&directory, name, entry, stream) {
-                    // Half a file looks like a whole one.
-                    let _ = unlinkat(&directory, &name[..], AtFlags::empty());
-                    return Err(e);
-                }
-            }
-            EntryType::Symlink => {
-                replace(&directory, name, || symlinkat(&entry.link[..], &directory, &name[..]))?
-            }
-            EntryType::Link => {
-                let link = parts(&entry.link)?;
-                let (original, parent) = link.split_last().context("a hard link to the directory itself")?;
-                let parent = self.directory(parent)?;
-                replace(&directory, name, || {
-                    linkat(&parent, &original[..], &directory, &name[..], AtFlags::empty())
-                })
-                .with_context(|| format!("cannot link it to `{}`", shown(&link)))?;
-                // The link shares all that the original has.
-                return Ok(());
-            }
-            EntryType::Fifo | EntryType::Char | EntryType::Block => {
-                let kind = match entry.kind {
-                    EntryType::Fifo => FileType::Fifo,
-                    EntryType::Char => FileType::CharacterDevice,
-                    _ => FileType::BlockDevice,
-                };
-                let device = makedev(entry.device.0, entry.device.1);
-                replace(&directory, name, || {
-                    mknodat(&directory, &name[..], kind, Mode::RUSR | Mode::WUSR, device)
-                })?;
-            }
-            other => bail!("its type `{}` is not known", char::from(other.to_byte())),
+        while let Some(entry) = feeder.next_entry().with_context(|| cut_off(&last))? {
+            let path = Relative::new(&entry.path)?;
+            self.rules.check_name(&path)?;
+            self.entry(&entry, &path, &mut feeder)
+                .with_context(|| format!("cannot write {}", path.shown()))?;
+            last = Some(path);
         }
-        self.describe(entry, &directory, name)?;
-        self.parent = Some((parent.to_vec(), directory));
+        ensure!(feeder.is_complete() && last.is_some(), cut_off(&last));
         Ok(())
     }
 
-    /// The directory of this path, created where missing.
-    fn directory(&mut self, path: &[Vec<u8>]) -> Result<OwnedFd> {
-        if let Some((_, fd)) = self.parent.take_if(|(cached, _)| cached == path) {
-            return Ok(fd);
-        }
-        let opened = match (self.open_directory(path), path.split_last()) {
-            (Err(Errno::NOENT), Some((name, parent))) => {
-                let parent = self.directory(parent)?;
-                make_directory(&parent, name)?;
-                self.open_directory(path)
-            }
-            (opened, _) => opened,
+    fn entry<R: Read>(&mut self, entry: &Entry, path: &Relative, feeder: &mut Feeder<R>) -> Result<()> {
+        let Some((parent, name)) = path.split() else {
+            ensure!(entry.kind == Kind::Directory, "the directory itself cannot be replaced");
+            let root = Inode::of(self.place.directory(path)?)?;
+            return self.describe_directory(&root, path, entry);
         };
-        opened.map_err(|e| {
-            let path = shown(path);
-            match e {
-                Errno::XDEV => anyhow!("`{path}` leads out of the directory by a symbolic link"),
-                e => anyhow!("cannot enter `{path}`: {e}"),
+        if self.is_left_out(&entry.kind) {
+            (self.complain)(format!("{} is a device and was left out", path.shown()));
+            return Ok(());
+        }
+        let directory = self.place.directory(&parent)?;
+        match &entry.kind {
+            Kind::Directory => {
+                let made = self.place.make_directory(&directory, path, name)?;
+                self.describe_directory(&made, path, entry)?;
             }
+            Kind::File(content) => {
+                let file = inode::write_file(&directory, name, content, feeder, self.rules)?;
+                self.bring(&file)?;
+                self.describe(&file, &entry.metadata, &entry.xattrs)?;
+            }
+            Kind::Hardlink(original) => self.hard_link(&directory, name, &Relative::new(original)?)?,
+            Kind::Symlink(target) => {
+                inode::replace(&directory, name, || symlinkat(&target[..], &directory, name))?;
+                let link = Inode::made(&directory, name, FileType::Symlink)?;
+                self.bring(&link)?;
+                self.describe(&link, &entry.metadata, &entry.xattrs)?;
+            }
+            Kind::Special(special) => {
+                let (kind, device) = match *special {
+                    Special::CharDevice { major, minor } => {
+                        (FileType::CharacterDevice, makedev(major, minor))
+                    }
+                    Special::BlockDevice { major, minor } => (FileType::BlockDevice, makedev(major, minor)),
+                    Special::Fifo => (FileType::Fifo, 0),
+                };
+                let mode = Mode::RUSR | Mode::WUSR;
+                inode::replace(&directory, name, || mknodat(&directory, name, kind, mode, device))?;
+                let node = Inode::made(&directory, name, kind)?;
+                self.bring(&node)?;
+                self.describe(&node, &entry.metadata, &entry.xattrs)?;
+            }
+        }
+        self.place.remember(parent, directory);
+        Ok(())
+    }
+
+    fn is_left_out(&self, kind: &Kind) -> bool {
+        let is_device =
+            matches!(kind, Kind::Special(Special::CharDevice { .. } | Special::BlockDevice { .. }));
+        is_device && !self.rules.makes_devices()
+    }
+
+    /// Takes note of an inode that was made.
+    fn bring(&mut self, made: &Inode) -> Result<()> {
+        self.place.count()?;
+        if self.rules.links_to_own_only() {
+            self.brought.insert(made.id());
+        }
+        Ok(())
+    }
+
+    fn hard_link(&mut self, directory: &OwnedFd, name: &[u8], original: &Relative) -> Result<()> {
+        self.link_to(directory, name, original)
+            .with_context(|| format!("cannot link it to {}", original.shown()))
+    }
+
+    fn link_to(&mut self, directory: &OwnedFd, name: &[u8], original: &Relative) -> Result<()> {
+        let original = Inode::of(self.place.open(original)?)?;
+        if self.rules.links_to_own_only() && !self.brought.contains(&original.id()) {
+            bail!("the archive has not brought it");
+        }
+        if Inode::there(directory, name)?.is_some_and(|there| there.id() == original.id()) {
+            return Ok(());
+        }
+        self.place.count()?;
+        // By its descriptor, so that it is the one that was looked at.
+        let by_descriptor = original.path();
+        inode::replace(directory, name, || {
+            linkat(rustix::fs::CWD, &*by_descriptor, directory, name, AtFlags::SYMLINK_FOLLOW)
         })
     }
 
-    fn open_directory(&self, path: &[Vec<u8>]) -> rustix::io::Result<OwnedFd> {
-        let path = if path.is_empty() { b".".to_vec() } else { path.join(&b"/"[..]) };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat2(&self.root, path, flags, Mode::empty(), self.resolve | ResolveFlags::NO_MAGICLINKS)
-    }
-
-    /// Gives what was just made its owner, mode, attributes and time, in the order in which none undoes another.
-    fn describe(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<()> {
-        if self.keep_owners {
-            let (uid, gid) = entry.owner;
-            chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-                .context("cannot set its owner")?;
+    /// Keeps what is said of a directory for the end, where the rules let the archive say it.
+    fn describe_directory(&mut self, directory: &Inode, path: &Relative, entry: &Entry) -> Result<()> {
+        if !self.rules.describes_what_was_there() && !self.place.has_made(directory.id()) {
+            return Ok(());
         }
-        if entry.kind != EntryType::Symlink {
-            chmodat(directory, name, entry.mode, AtFlags::empty()).context("cannot set its mode")?;
-        }
-        for (attribute, value) in &entry.xattrs {
-            // There is no call that sets attributes by directory and name.
-            let path = [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name].concat();
-            match lsetxattr(path, &attribute[..], value, XattrFlags::empty()) {
-                // A file system without them; docker passes over it as well.
-                Ok(()) | Err(Errno::NOTSUP) => {}
-                Err(Errno::PERM) if !self.keep_owners => {}
-                Err(e) => {
-                    let attribute = String::from_utf8_lossy(attribute);
-                    return Err(e).with_context(|| format!("cannot set its attribute `{attribute}`"));
-                }
-            }
-        }
-        if entry.kind != EntryType::Directory {
-            set_time(directory, name, entry.time)?;
-        }
+        let xattrs = entry.xattrs.clone();
+        self.held += size_of::<Described>() + path.len();
+        self.held += xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        ensure!(self.held <= MAX_HELD, "paths and attributes of directories take more than {MAX_HELD} bytes");
+        let described = Described { path: path.clone(), metadata: entry.metadata, xattrs };
+        self.directories.insert(directory.id(), described);
         Ok(())
     }
 
-    fn date_directories(mut self) -> Result<()> {
-        for (path, time) in std::mem::take(&mut self.directories) {
-            let directory = self.directory(&path)?;
-            set_time(&directory, b".", time)?;
+    fn finish_directories(&mut self) -> Result<()> {
+        let mut directories: Vec<(Id, Described)> = self.directories.drain().collect();
+        // What is inside first: the directory around it may be closed afterwards.
+        directories.sort_unstable_by(|(_, a), (_, b)| b.path.cmp(&a.path));
+        let mut finished = Ok(());
+        for (id, Described { path, metadata, xattrs }) in directories {
+            // Another one may have its name by now.
+            let there = self.place.enter(&path).map_err(Into::into).and_then(Inode::of);
+            if let Ok(directory) = there.as_ref()
+                && directory.id() == id
+            {
+                let described = self.describe(directory, &metadata, &xattrs);
+                finished = finished.and(described.with_context(|| format!("cannot finish {}", path.shown())));
+            }
         }
-        Ok(())
+        finished
     }
-}
 
-fn set_time(directory: &OwnedFd, name: &[u8], time: Timespec) -> Result<()> {
-    let times =
-        Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: time };
-    utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW).context("cannot set its time")
-}
-
-fn make_directory(parent: &OwnedFd, name: &[u8]) -> Result<()> {
-    match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-        Err(Errno::EXIST) => {
-            // A link to a directory counts as one, as it does for docker and GNU tar.
-            let there =
-                statat(parent, name, AtFlags::empty()).context("cannot look at what is in its place")?;
-            match FileType::from_raw_mode(there.st_mode) {
-                FileType::Directory => Ok(()),
-                _ => Err(anyhow!("cannot replace a file by a directory")),
-            }
+    /// Gives an inode its owner, attributes, mode and time, in the order in which none undoes another, as far as the rules
+    /// let the archive say them.
+    fn describe(&self, inode: &Inode, metadata: &Metadata, xattrs: &Xattrs) -> Result<()> {
+        if self.rules.gives_owners() {
+            inode.set_owner(metadata.uid, metadata.gid)?;
         }
-        made => made.context("cannot create the directory"),
+        let kept = xattrs.iter().filter(|(name, _)| self.rules.keeps_attribute(name));
+        let (acls, others): (Vec<_>, Vec<_>) =
+            kept.partition(|(name, _)| name.starts_with("system.posix_acl_"));
+        // A file that is closed to its owner takes no attributes, and an access ACL is part of the mode.
+        for (name, value) in others {
+            self.set_attribute(inode, name, value)?;
+        }
+        inode.set_mode(metadata.mode & self.rules.mode_mask())?;
+        for (name, value) in acls {
+            self.set_attribute(inode, name, value)?;
+        }
+        inode.set_time(metadata.mtime)
     }
-}
 
-/// Makes something that must not exist yet, in place of what is there unless that is a directory.
-fn replace<T>(directory: &OwnedFd, name: &[u8], make: impl Fn() -> rustix::io::Result<T>) -> Result<T> {
-    match make() {
-        Err(Errno::EXIST) => {
-            let there = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
-                bail!("cannot replace a directory by a file");
-            }
-            unlinkat(directory, name, AtFlags::empty())?;
-            Ok(make()?)
-        }
-        made => Ok(made?),
+    fn set_attribute(&self, inode: &Inode, name: &str, value: &[u8]) -> Result<()> {
+        inode
+            .set_attribute(name, value, self.rules.must_set_attributes())
+            .with_context(|| format!("cannot set its attribute {}", display(name.as_bytes())))
     }
-}
-
-fn write_file<R: Read>(
-    directory: &OwnedFd,
-    name: &[u8],
-    entry: &Entry,
-    stream: &mut Stream<R>,
-) -> Result<()> {
-    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mode = Mode::RUSR | Mode::WUSR;
-    let created =
-        replace(directory, name, || openat(directory, name, flags | OFlags::CREATE | OFlags::EXCL, mode));
-    let file = match created {
-        // A file that is mounted on its own, as `/etc/hosts` is, cannot be replaced but can be written.
-        Err(e) if e.downcast_ref() == Some(&Errno::BUSY) => {
-            openat(directory, name, flags | OFlags::TRUNC, mode)?
-        }
-        created => created?,
-    };
-    let mut file = File::from(file);
-    let Some((map, size)) = &entry.sparse else {
-        let mut size = 0;
-        loop {
-            let piece = stream.content_piece()?;
-            if piece.is_empty() {
-                // A hole at the end is made by the length alone.
-                return Ok(file.set_len(size)?);
-            }
-            for block in piece.chunks(BLOCK) {
-                // An archive may have written holes out; zeros read the same and cost nothing.
-                if block.iter().all(|byte| *byte == 0) {
-                    file.seek_relative(block.len() as i64)?;
-                } else {
-                    file.write_all(block)?;
-                }
-            }
-            size += piece.len() as u64;
-        }
-    };
-    for part in map {
-        file.seek(SeekFrom::Start(part.offset))?;
-        let mut left = part.length;
-        while left > 0 {
-            let piece = stream.content_piece_of(left)?;
-            if piece.is_empty() {
-                bail!("its map of holes does not fit its content");
-            }
-            file.write_all(piece)?;
-            left -= piece.len() as u64;
-        }
-    }
-    Ok(file.set_len(*size)?)
 }
 
 #[cfg(test)]

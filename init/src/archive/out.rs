@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{Timespec, lgetxattr, llistxattr, major, minor, statfs};
+use rustix::fs::{lgetxattr, llistxattr, major, minor, statfs};
 use rustix::io::Errno;
 use tar_core::builder::EntryBuilder;
 use tar_core::{EntryType, HEADER_SIZE, PAX_SCHILY_XATTR};
@@ -168,10 +168,10 @@ impl<W: Write> Archive<'_, W> {
     }
 
     fn finish(&mut self, mut header: EntryBuilder, metadata: &Metadata) -> io::Result<()> {
-        let time = Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() };
-        let in_header = time.tv_sec.clamp(0, HEADER_TIME_MOST);
-        if in_header != time.tv_sec || time.tv_nsec != 0 {
-            header.add_pax("mtime", format_time(time));
+        let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec() as u32);
+        let in_header = seconds.clamp(0, HEADER_TIME_MOST);
+        if in_header != seconds || nanoseconds != 0 {
+            header.add_pax("mtime", format_time((seconds, nanoseconds)));
         }
         header.mode(metadata.mode() & 0o7777).map_err(io::Error::other)?;
         header.uid(metadata.uid().into()).map_err(io::Error::other)?;

@@ -4,14 +4,13 @@
 //! error of its own ([`StreamError::Ended`]), since the cause is then `ssh`'s to tell.
 
 use std::fs::File;
-use std::io::{BufRead, Read, Write as _};
+use std::io::{self, BufRead, Read, Write as _};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use camino::Utf8Path;
 use indicatif::ProgressBar;
+use init::archive::{Entry, Feeder, Kind, display};
 use sha2::{Digest as _, Sha256};
-use tar_core::EntryType;
-use tar_core::parse::{Limits, ParseEvent, Parser};
 
 use super::remote::MARKER;
 use crate::artifacts::{DISK, IMAGE_CONFIG, INIT, KERNEL};
@@ -21,7 +20,6 @@ use crate::workspace::hex;
 const HEADER_LIMIT: u64 = 256 * 1024;
 /// The order in which the script sends the files.
 const ROLES: [&str; 4] = [INIT, KERNEL, DISK, IMAGE_CONFIG];
-const TAR_BLOCK: u64 = 512;
 
 /// Why a stream was given up.
 #[derive(Debug)]
@@ -147,10 +145,36 @@ pub(super) fn receive(
     folder: &Utf8Path,
     progress: &ProgressBar,
 ) -> Result<(), StreamError> {
-    let mut parser = Parser::new(Limits { max_metadata_size: 64 * 1024, ..Limits::default() });
+    let mut source = Source { reader, has_ended: false };
+    let received = receive_all(&mut Feeder::new(&mut source), offers, folder, progress);
+    // `ssh` knows why.
+    if source.has_ended && received.is_err() { Err(StreamError::Ended) } else { received }
+}
+
+/// What `ssh` brings; remembers whether it came to its end.
+struct Source<'a, R> {
+    reader: &'a mut R,
+    has_ended: bool,
+}
+
+impl<R: Read> Read for Source<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        self.has_ended |= count == 0;
+        Ok(count)
+    }
+}
+
+fn receive_all(
+    feeder: &mut Feeder<impl Read>,
+    offers: &[Offer],
+    folder: &Utf8Path,
+    progress: &ProgressBar,
+) -> Result<(), StreamError> {
     for offer in offers {
-        read_member_header(reader, &mut parser, offer)?;
-        let written = copy(reader, offer.size, &folder.join(offer.name), progress)?;
+        let entry = feeder.next_entry().context("the tar stream is damaged")?;
+        check(&entry.ok_or(StreamError::Ended)?, offer)?;
+        let written = copy(feeder, &folder.join(offer.name), progress)?;
         if written != offer.sha256 {
             return Err(anyhow!(
                 "`{}` arrived damaged: its sha256 is {} there and {written} here",
@@ -159,75 +183,40 @@ pub(super) fn receive(
             )
             .into());
         }
-        let padding = offer.size.next_multiple_of(TAR_BLOCK) - offer.size;
-        read_exactly(reader, &mut Vec::new(), padding as usize)?;
     }
     Ok(())
 }
 
-/// Reads up to a member's content; the member must be the file that is due.
-fn read_member_header(reader: &mut impl Read, parser: &mut Parser, offer: &Offer) -> Result<(), StreamError> {
-    let mut buffer = Vec::new();
-    loop {
-        let needed = match parser.parse(&buffer).context("the tar stream is damaged")? {
-            ParseEvent::NeedData { min_bytes } => min_bytes - buffer.len(),
-            ParseEvent::Entry { entry, .. } => {
-                let is_due = *entry.path == *offer.member.as_bytes();
-                let is_plain = matches!(entry.entry_type, EntryType::Regular | EntryType::Continuous);
-                return if is_due && is_plain && entry.size == offer.size {
-                    Ok(())
-                } else {
-                    Err(unexpected(&entry.path_lossy(), entry.size, offer).into())
-                };
-            }
-            ParseEvent::SparseEntry { entry, real_size, .. } => {
-                return Err(unexpected(&entry.path_lossy(), real_size, offer).into());
-            }
-            // Defaults for times and owners, which are not kept.
-            ParseEvent::GlobalExtensions { consumed, .. } => {
-                buffer.drain(..consumed);
-                continue;
-            }
-            ParseEvent::End { .. } => return Err(StreamError::Ended),
-        };
-        read_exactly(reader, &mut buffer, needed)?;
-    }
-}
-
-fn unexpected(path: &str, size: u64, offer: &Offer) -> anyhow::Error {
+/// The entry must be the file that is due.
+fn check(entry: &Entry, offer: &Offer) -> anyhow::Result<()> {
+    let (size, is_plain) = match &entry.kind {
+        Kind::File(content) => (content.size, content.segments.is_none()),
+        _ => (0, false),
+    };
     let Offer { member, size: announced, .. } = offer;
-    anyhow!(
-        "the tar stream holds `{path}` ({size} bytes) where the file `{member}` ({announced} bytes) is due"
-    )
+    ensure!(
+        is_plain && entry.path == member.as_bytes() && size == *announced,
+        "the tar stream holds {} ({size} bytes) where the file `{member}` ({announced} bytes) is due",
+        display(&entry.path)
+    );
+    Ok(())
 }
 
-/// Appends exactly `count` bytes.
-fn read_exactly(reader: &mut impl Read, buffer: &mut Vec<u8>, count: usize) -> Result<(), StreamError> {
-    let read = reader.take(count as u64).read_to_end(buffer).context("failed to read from `ssh`")?;
-    if read == count { Ok(()) } else { Err(StreamError::Ended) }
-}
-
-/// Copies `size` bytes into a new file; returns their sha256 in hexadecimal.
+/// Copies an entry's content into a new file; returns its sha256 in hexadecimal.
 fn copy(
-    reader: &mut impl Read,
-    size: u64,
+    feeder: &mut Feeder<impl Read>,
     path: &Utf8Path,
     progress: &ProgressBar,
 ) -> Result<String, StreamError> {
     let mut file = File::create_new(path).with_context(|| format!("failed to create `{path}`"))?;
     let mut digest = Sha256::new();
-    let mut buffer = vec![0; 128 * 1024];
-    let mut left = size;
-    while left > 0 {
-        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let count = reader.read(&mut buffer[..most]).context("failed to read from `ssh`")?;
-        if count == 0 {
-            return Err(StreamError::Ended);
+    loop {
+        let piece = feeder.content_piece(u64::MAX).context("the tar stream is damaged")?;
+        if piece.is_empty() {
+            return Ok(hex(&digest.finalize()));
         }
-        digest.update(&buffer[..count]);
-        file.write_all(&buffer[..count]).with_context(|| format!("failed to write `{path}`"))?;
-        progress.inc(count as u64);
-        left -= count as u64;
+        digest.update(piece);
+        file.write_all(piece).with_context(|| format!("failed to write `{path}`"))?;
+        progress.inc(piece.len() as u64);
     }
-    Ok(hex(&digest.finalize()))
 }

@@ -1,9 +1,7 @@
-//! POSIX ACLs in their three written forms: GNU tar's text, the xattr that `getxattr(2)` gives (version 2), and
-//! ext4's own on-disk form (version 1), which is smaller. See `linux/posix_acl_xattr.h` and `fs/ext4/acl.h`.
+//! POSIX ACLs in two forms: the attribute that `getxattr(2)` gives (version 2), and ext4's own on-disk form (version 1),
+//! which is smaller. See `linux/posix_acl_xattr.h` and `fs/ext4/acl.h`.
 
 use anyhow::{Context as _, bail, ensure};
-
-use super::layer::display;
 
 const XATTR_VERSION: u32 = 2;
 const EXT4_VERSION: u32 = 1;
@@ -14,8 +12,6 @@ const GROUP_OBJ: u16 = 0x04;
 const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
-/// The id of entries that have none.
-const NO_ID: u32 = u32::MAX;
 
 /// True for the two attributes that hold ACLs.
 pub fn is_acl(name: &str) -> bool {
@@ -28,15 +24,6 @@ pub fn only_repeats_the_mode(name: &str, value: &[u8]) -> bool {
     let mut entries = value.get(4..).unwrap_or_default().chunks_exact(8);
     let says_more = |entry: &[u8]| matches!(u16::from_le_bytes([entry[0], entry[1]]), USER | GROUP | MASK);
     name == "system.posix_acl_access" && !entries.any(says_more)
-}
-
-/// The attribute that a PAX record of `tar --acls` stands for.
-pub(super) fn xattr_of_text(key: &str) -> Option<&'static str> {
-    match key {
-        "SCHILY.acl.access" => Some("system.posix_acl_access"),
-        "SCHILY.acl.default" => Some("system.posix_acl_default"),
-        _ => None,
-    }
 }
 
 /// Turns the xattr's form into ext4's. Errors where the value is not an ACL.
@@ -55,61 +42,6 @@ pub fn to_ext4(value: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Turns `user::rw-,user:1000:r--,…` into the xattr's form. Ids must be numbers, in the name's or in the fourth place.
-pub(super) fn from_text(text: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let malformed = || format!("its ACL {} cannot be read", display(text));
-    let mut entries = Vec::new();
-    for line in std::str::from_utf8(text).with_context(malformed)?.split([',', '\n']) {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        if line.is_empty() {
-            continue;
-        }
-        let mut fields = line.split(':');
-        let kind = fields.next().with_context(malformed)?;
-        let name = fields.next().with_context(malformed)?;
-        // `mask` and `other` may leave their empty name out.
-        let (name, permissions) = match fields.next() {
-            Some(permissions) => (name, permissions),
-            None => ("", name),
-        };
-        let id = match (name, fields.next()) {
-            ("", _) => NO_ID,
-            (name, id) => id.unwrap_or(name).parse().with_context(|| {
-                format!("its ACL speaks of `{name}` by name alone; archive it with numeric owners")
-            })?,
-        };
-        let tag = match (kind, name.is_empty()) {
-            ("user" | "u", true) => USER_OBJ,
-            ("user" | "u", false) => USER,
-            ("group" | "g", true) => GROUP_OBJ,
-            ("group" | "g", false) => GROUP,
-            ("mask" | "m", true) => MASK,
-            ("other" | "o", true) => OTHER,
-            _ => bail!(malformed()),
-        };
-        let mut bits = 0;
-        for letter in permissions.bytes() {
-            bits |= match letter {
-                b'r' => 4,
-                b'w' => 2,
-                b'x' => 1,
-                b'-' => 0,
-                _ => bail!(malformed()),
-            };
-        }
-        entries.push((tag, id, bits));
-    }
-    // The kernel wants them in the order of tag, then id.
-    entries.sort_unstable();
-    let mut out = XATTR_VERSION.to_le_bytes().to_vec();
-    for (tag, id, bits) in entries {
-        out.extend_from_slice(&tag.to_le_bytes());
-        out.extend_from_slice(&u16::to_le_bytes(bits));
-        out.extend_from_slice(&id.to_le_bytes());
-    }
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,16 +53,6 @@ mod tests {
     ];
 
     #[test]
-    fn text_and_xattr_agree() {
-        for text in [
-            "user::rw-,user:1000:rw-,group::r--,mask::rw-,other::r--",
-            "other::r--\nmask::rw-\ngroup::r--\nuser:joe:rw-:1000\nuser::rw-\n",
-        ] {
-            assert_eq!(from_text(text.as_bytes()).unwrap(), XATTR, "{text}");
-        }
-    }
-
-    #[test]
     fn ext4_leaves_out_ids_that_are_none() {
         assert_eq!(
             to_ext4(XATTR).unwrap(),
@@ -140,7 +62,8 @@ mod tests {
 
     #[test]
     fn an_acl_that_only_repeats_the_mode_is_none() {
-        let short = from_text(b"user::rwx,group::r-x,other::r-x").unwrap();
+        let entry = |tag: u16, bits: u16| [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &[255; 4]].concat();
+        let short = [vec![2, 0, 0, 0], entry(USER_OBJ, 7), entry(GROUP_OBJ, 5), entry(OTHER, 5)].concat();
         assert!(only_repeats_the_mode("system.posix_acl_access", &short));
         assert!(!only_repeats_the_mode("system.posix_acl_default", &short));
         assert!(!only_repeats_the_mode("system.posix_acl_access", XATTR));
@@ -151,7 +74,5 @@ mod tests {
         assert!(to_ext4(b"").is_err());
         assert!(to_ext4(&XATTR[..10]).is_err());
         assert!(to_ext4(&[1, 0, 0, 0]).is_err());
-        assert!(from_text(b"user:joe:rw-").unwrap_err().to_string().contains("by name alone"));
-        assert!(from_text(b"friend::rw-").is_err());
     }
 }

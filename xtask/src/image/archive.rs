@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::blob::{self, Unpacking};
 use super::config::ImageConfig;
-use super::flatten::Whiteouts;
+use super::flatten::{Whiteouts, check_layers};
 use super::layer::{EntryKind, Layer};
 use super::oci;
 use super::reference::Reference;
@@ -47,15 +47,24 @@ impl Image {
         let digest = Some(format!("sha256:{}", hex(&Sha256::digest(config))));
         let config = Image::check_config(config)?;
         let diff_ids = &config.rootfs.diff_ids;
+        check_layers(diff_ids.len())?;
         ensure!(
             diff_ids.len() == blobs.len(),
             "the image's config speaks of {} layers, and there are {}",
             diff_ids.len(),
             blobs.len()
         );
-        let mut layers = Vec::new();
+        let mut layers: Vec<Layer> = Vec::new();
         let mut unverified = Vec::new();
+        // Where each was first: one that comes again is neither unpacked nor digested again.
+        let mut first: HashMap<&str, usize> = HashMap::new();
         for (blob, diff_id) in blobs.into_iter().zip(diff_ids) {
+            if let Some(&at) = first.get(diff_id.as_str()) {
+                layers.push(layers[at].clone());
+                unverified.push(None);
+                continue;
+            }
+            first.insert(diff_id, layers.len());
             let opened = blob::open(blob, unpacking)?;
             if let Some(actual) = &opened.diff_id {
                 check(&opened.layer, actual, diff_id)?;
@@ -202,6 +211,13 @@ fn choose<'a>(manifests: &'a [DockerManifest], name: Option<&str>) -> anyhow::Re
         .with_context(|| format!("the archive does not hold `{name}`; it holds {}", all()))
 }
 
+/// At most so many files of an archive are known by name: a bound on memory. An image has a few for each layer; a root file
+/// system may have millions, and only whether it is one is asked of it.
+const MAX_MEMBERS: usize = 200_000;
+
+/// The files by which an archive of an image is told.
+const TELLING: [&str; 2] = ["manifest.json", "index.json"];
+
 /// The files in an archive.
 #[derive(Debug)]
 pub(super) struct Members<'a> {
@@ -233,7 +249,10 @@ impl<'a> Members<'a> {
                 EntryKind::Hardlink(target) => Member::Link(clean(&String::from_utf8_lossy(&target))),
                 _ => continue,
             };
-            files.insert(clean(&path), member);
+            let path = clean(&path);
+            if files.len() < MAX_MEMBERS || TELLING.contains(&&*path) {
+                files.insert(path, member);
+            }
         }
         Ok(Members { archive, files })
     }
@@ -251,6 +270,9 @@ impl<'a> Members<'a> {
                     return Ok(Layer { file: self.archive.file.clone(), start: offset, length, name });
                 }
                 Some(Member::Link(target)) => at.clone_from(target),
+                None if self.files.len() >= MAX_MEMBERS => {
+                    bail!("the archive lacks `{path}`, or has it behind {MAX_MEMBERS} other files")
+                }
                 None => bail!("the archive lacks `{path}`"),
             }
         }

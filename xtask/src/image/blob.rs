@@ -2,7 +2,7 @@
 //! file that has no name, so that nothing of it is left however the task ends.
 
 use std::fs::File;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -173,10 +173,22 @@ impl<'a> RangeReader<'a> {
 
 impl Read for RangeReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = (self.layer.length - self.at).min(buffer.len() as u64) as usize;
+        let wanted = self.layer.length.saturating_sub(self.at).min(buffer.len() as u64) as usize;
         let read = self.layer.file.read_at(&mut buffer[..wanted], self.layer.start + self.at)?;
         self.at += read as u64;
         Ok(read)
+    }
+}
+
+impl Seek for RangeReader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.layer.length.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 

@@ -4,6 +4,8 @@
 //! A path is always inside the image: a leading `/` is the image's root, links in the middle of a path are followed
 //! as inside a `chroot`, and a `..` that would leave the root is an error that names the entry.
 
+use std::collections::HashSet;
+
 use anyhow::{Context as _, bail, ensure};
 
 use super::layer::{Entry, EntryKind, Layer, Metadata, Xattrs, display};
@@ -17,6 +19,20 @@ const AUFS_METADATA: &[u8] = b".wh..wh.";
 /// The kernel's own bound on links in one path (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
 
+/// An image has at most so many layers; docker's storage takes 127.
+pub const MAX_LAYERS: usize = 1000;
+
+/// Directories are at most so deep: the names that fit into `PATH_MAX`.
+const MAX_DEPTH: usize = 2048;
+
+/// The most entries of all layers together: a layer that comes again costs its image a line.
+const MAX_ENTRIES: u64 = 20_000_000;
+
+/// How many names of paths are looked up in all, for each entry and at the least. A short entry can ask for thousands,
+/// through links; images have ten.
+const NAMES_FOR_EACH: u64 = 100;
+const NAMES_AT_LEAST: u64 = 1_000_000;
+
 /// What names that begin with `.wh.` are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whiteouts {
@@ -28,11 +44,14 @@ pub enum Whiteouts {
 
 /// Lays the layers over each other.
 pub fn flatten(layers: &[Layer], whiteouts: Whiteouts) -> anyhow::Result<Tree> {
+    check_layers(layers.len())?;
     let mut tree = Tree::default();
+    let mut work = Work::default();
     for (number, layer) in (0..).zip(layers) {
         let mut entries = layer.entries(number);
+        let mut applied =
+            Applied { tree: &mut tree, work: &mut work, layer: number, is_upper_only: HashSet::new() };
         while let Some(entry) = entries.next_entry()? {
-            let mut applied = Applied { tree: &mut tree, layer: number };
             let Entry { path, kind, metadata, xattrs } = entry;
             applied
                 .entry(&path, kind, metadata, in_order(xattrs), whiteouts)
@@ -42,10 +61,47 @@ pub fn flatten(layers: &[Layer], whiteouts: Whiteouts) -> anyhow::Result<Tree> {
     Ok(tree)
 }
 
+/// Refuses an image of more layers than any has, before anything is done for one of them.
+pub fn check_layers(count: usize) -> anyhow::Result<()> {
+    ensure!(count <= MAX_LAYERS, "the image has {count} layers; more than {MAX_LAYERS} are refused");
+    Ok(())
+}
+
+/// What has been done: entries, and names that were looked up for them.
+#[derive(Debug, Default)]
+struct Work {
+    entries: u64,
+    names: u64,
+}
+
+impl Work {
+    fn begin_entry(&mut self) -> anyhow::Result<()> {
+        self.entries += 1;
+        ensure!(
+            self.entries <= MAX_ENTRIES,
+            "the layers have more than {MAX_ENTRIES} entries, which is refused"
+        );
+        Ok(())
+    }
+
+    fn look_up(&mut self) -> anyhow::Result<()> {
+        self.names += 1;
+        let most = NAMES_AT_LEAST + NAMES_FOR_EACH * self.entries;
+        ensure!(
+            self.names <= most,
+            "the paths of the image have more than {NAMES_FOR_EACH} names on average, links followed; that is refused"
+        );
+        Ok(())
+    }
+}
+
 /// The tree while one layer is laid over it.
 struct Applied<'a> {
     tree: &'a mut Tree,
+    work: &'a mut Work,
     layer: u32,
+    /// Directories in which nothing is of a lower layer, at any depth: so it stays while this layer is applied.
+    is_upper_only: HashSet<InodeId>,
 }
 
 /// Cleans a path: its names without `.` and empty ones, `..` resolved in the text as docker does.
@@ -74,6 +130,7 @@ impl Applied<'_> {
         xattrs: Xattrs,
         whiteouts: Whiteouts,
     ) -> anyhow::Result<()> {
+        self.work.begin_entry()?;
         let names = components(path)?;
         let Some((&name, parents)) = names.split_last() else {
             ensure!(kind == EntryKind::Directory, "the root can only be a directory");
@@ -146,6 +203,8 @@ impl Applied<'_> {
         let mut links = 0;
         let mut ahead: Vec<Box<[u8]>> = names.iter().rev().map(|&name| name.into()).collect();
         while let Some(name) = ahead.pop() {
+            self.work.look_up()?;
+            ensure!(way.len() <= MAX_DEPTH, "directories more than {MAX_DEPTH} deep");
             let here = way.last().copied().unwrap_or(ROOT);
             match &*name {
                 b"" | b"." => continue,
@@ -217,6 +276,9 @@ impl Applied<'_> {
         let layer = self.layer;
         let mut ahead = vec![directory];
         while let Some(here) = ahead.pop() {
+            if !self.tree.is_directory(here) || !self.is_upper_only.insert(here) {
+                continue;
+            }
             self.tree.retain(here, |slot| slot.layer == layer);
             ahead.extend(self.tree.entries(here).map(|(_, slot)| slot.inode));
         }
@@ -238,3 +300,6 @@ fn in_order(mut xattrs: Xattrs) -> Xattrs {
     xattrs.dedup_by(|later, first| later.0 == first.0);
     xattrs
 }
+
+#[cfg(test)]
+mod tests;

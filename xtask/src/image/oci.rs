@@ -1,7 +1,7 @@
 //! OCI layouts and manifests (OCI image spec, `image-layout.md`, `image-index.md`, `manifest.md`), and docker's
 //! schema 2, which has the same shape under other media types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::archive::{Image, Members, document, open, read_document};
 use super::blob::{self, Unpacking};
+use super::flatten::check_layers;
 use super::layer::Layer;
 use super::reference::{Reference, check_digest};
 
@@ -69,6 +70,7 @@ impl Manifest {
         let manifest = match raw {
             RawManifest { manifests: Some(manifests), config: None, .. } => Manifest::Index(manifests),
             RawManifest { config: Some(config), layers: Some(layers), .. } => {
+                check_layers(layers.len())?;
                 Manifest::Image { config, layers }
             }
             RawManifest { schema_version: 1, .. } => {
@@ -161,7 +163,16 @@ pub(super) fn from_layout(
             Manifest::Index(manifests) => descriptor = choose_platform(&manifests)?.clone(),
             Manifest::Image { config, layers } => {
                 let config = read_document(&layout.blob(&config)?)?;
-                let blobs = layers.iter().map(|layer| layout.blob(layer)).collect::<anyhow::Result<_>>()?;
+                let mut known: HashMap<&str, Layer> = HashMap::new();
+                let mut blobs = Vec::new();
+                for layer in &layers {
+                    let blob = match known.get(layer.digest.as_str()) {
+                        Some(blob) => blob.clone(),
+                        None => layout.blob(layer)?,
+                    };
+                    known.insert(&layer.digest, blob.clone());
+                    blobs.push(blob);
+                }
                 return Image::assemble(&config, blobs, unpacking);
             }
         }

@@ -1,9 +1,10 @@
 //! Writes a tree as one tar, for tools that take nothing else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
 use anyhow::Context as _;
+use init::archive::format_time;
 use tar_core::EntryType;
 use tar_core::builder::EntryBuilder;
 
@@ -13,7 +14,9 @@ use super::tree::{Inode, InodeId, Kind, ROOT, Tree};
 
 /// Writes everything below the root, and the root itself as `./`. Holes are written out as zeros.
 pub fn write(tree: &Tree, layers: &[Layer], to: &mut impl Write) -> anyhow::Result<()> {
+    // Of inodes that have several names: the first.
     let mut first_names: HashMap<InodeId, Vec<u8>> = HashMap::new();
+    let has_several = with_several_names(tree);
     let mut ahead = vec![(b"./".to_vec(), ROOT)];
     while let Some((path, id)) = ahead.pop() {
         let inode = tree.inode(id);
@@ -29,9 +32,27 @@ pub fn write(tree: &Tree, layers: &[Layer], to: &mut impl Write) -> anyhow::Resu
             Kind::File(content) if first.is_none() => copy(content, layers, to).with_context(failed)?,
             _ => {}
         }
-        first_names.entry(id).or_insert(path);
+        if has_several.contains(&id) {
+            first_names.entry(id).or_insert(path);
+        }
     }
     to.write_all(&[0; 1024]).context("failed to end the archive")
+}
+
+fn with_several_names(tree: &Tree) -> HashSet<InodeId> {
+    let mut named = vec![false; tree.ids().len()];
+    let mut several = HashSet::new();
+    let mut ahead = vec![ROOT];
+    while let Some(directory) = ahead.pop() {
+        for (_, slot) in tree.entries(directory) {
+            if tree.is_directory(slot.inode) {
+                ahead.push(slot.inode);
+            } else if std::mem::replace(&mut named[slot.inode.index()], true) {
+                several.insert(slot.inode);
+            }
+        }
+    }
+    several
 }
 
 fn header(path: &[u8], inode: &Inode<'_>, first_name: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
@@ -40,7 +61,7 @@ fn header(path: &[u8], inode: &Inode<'_>, first_name: Option<&[u8]>) -> anyhow::
     entry.path(path).mode(u32::from(mode))?.uid(u64::from(uid))?.gid(u64::from(gid))?;
     entry.mtime(seconds.clamp(0, 0o777_7777_7777) as u64)?;
     if nanoseconds != 0 || !(0..=0o777_7777_7777).contains(&seconds) {
-        entry.add_pax("mtime", pax_time(seconds, nanoseconds));
+        entry.add_pax("mtime", format_time((seconds, nanoseconds)));
     }
     for (name, value) in inode.xattrs {
         entry.add_pax(&format!("SCHILY.xattr.{name}"), value);
@@ -71,15 +92,6 @@ fn header(path: &[u8], inode: &Inode<'_>, first_name: Option<&[u8]>) -> anyhow::
     Ok(entry.finish_bytes())
 }
 
-/// `-1.25` for a second and a quarter before 1970.
-fn pax_time(seconds: i64, nanoseconds: u32) -> String {
-    if seconds < 0 && nanoseconds > 0 {
-        format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds)
-    } else {
-        format!("{seconds}.{nanoseconds:09}")
-    }
-}
-
 fn copy(content: &Content, layers: &[Layer], to: &mut impl Write) -> anyhow::Result<()> {
     let whole = [Segment { offset: 0, length: content.size }];
     let (mut at, mut stored_at) = (0, content.offset);
@@ -96,17 +108,4 @@ fn copy(content: &Content, layers: &[Layer], to: &mut impl Write) -> anyhow::Res
 fn zeros(count: u64, to: &mut impl Write) -> anyhow::Result<()> {
     std::io::copy(&mut std::io::Read::take(std::io::repeat(0), count), to)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970() {
-        assert_eq!(pax_time(-2, 750_000_000), "-1.250000000");
-        assert_eq!(pax_time(-1, 0), "-1.000000000");
-        assert_eq!(pax_time(-1, 1), "-0.999999999");
-        assert_eq!(pax_time(5, 7), "5.000000007");
-    }
 }

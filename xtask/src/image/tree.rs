@@ -5,7 +5,7 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use hashbrown::HashTable;
 use indexmap::IndexSet;
 
@@ -67,10 +67,24 @@ pub struct Tree {
     owners: IndexSet<Owner>,
     xattrs: IndexSet<Xattrs>,
     sparse: Vec<Content>,
+    /// Bytes in `xattrs`, and parts in `sparse`.
+    xattr_bytes: usize,
+    segments: usize,
+    /// Names that `retain` went over.
+    #[cfg(test)]
+    visited: usize,
 }
 
 /// Of entries and inodes alike: there is none.
 const NONE: u32 = u32::MAX;
+
+/// The most inodes, and the most names, those among them that later layers took away again. An image of a million files is a
+/// large one; at the limit a tree takes a gigabyte.
+const MAX_FILES: usize = 8_000_000;
+/// The most bytes of names and links' targets, of attributes that differ, and the most parts of sparse files.
+const MAX_TEXT: usize = 1 << 30;
+const MAX_XATTRS: usize = 256 << 20;
+const MAX_SEGMENTS: usize = 16_000_000;
 
 /// Mode, owner and group.
 type Owner = (u16, u32, u32);
@@ -129,6 +143,10 @@ impl Default for Tree {
             owners: IndexSet::new(),
             xattrs: IndexSet::new(),
             sparse: Vec::new(),
+            xattr_bytes: 0,
+            segments: 0,
+            #[cfg(test)]
+            visited: 0,
         };
         let root = tree.add(Kind::Directory, IMPLIED, Xattrs::new());
         debug_assert!(root.is_ok_and(|root| root == ROOT));
@@ -136,21 +154,24 @@ impl Default for Tree {
     }
 }
 
-fn number(index: usize, what: &str) -> anyhow::Result<u32> {
-    let number = u32::try_from(index).ok().filter(|&number| number != NONE);
-    number.with_context(|| format!("the image has more {what} than this workbench can hold, {NONE}"))
+/// Errors where a tree would hold more than `most` of something.
+fn within(count: usize, most: usize, what: &str) -> anyhow::Result<u32> {
+    ensure!(count <= most, "the image has more than {most} {what}, which is refused");
+    Ok(count as u32)
 }
 
 impl Tree {
     /// Puts an inode into the arena; it has no name yet. Errors where the arena is full.
     pub fn add(&mut self, kind: Kind<'_>, metadata: Metadata, xattrs: Xattrs) -> anyhow::Result<InodeId> {
-        let id = InodeId(number(self.inodes.len(), "files")?);
+        let id = InodeId(within(self.inodes.len(), MAX_FILES, "files")?);
         let kind = match kind {
             Kind::Directory => Packed::Directory { first: NONE, last: NONE, parent: id },
             Kind::File(Content { layer, offset, size, sparse: None }) => Packed::File { layer, offset, size },
             Kind::File(content) => {
+                self.segments += content.sparse.as_deref().map_or(0, <[_]>::len);
+                within(self.segments, MAX_SEGMENTS, "parts of sparse files")?;
                 self.sparse.push(content);
-                Packed::Sparse(number(self.sparse.len() - 1, "sparse files")?)
+                Packed::Sparse(within(self.sparse.len() - 1, MAX_FILES, "files")?)
             }
             Kind::Symlink(target) => {
                 let length = u16::try_from(target.len()).context("a link's target is too long")?;
@@ -159,7 +180,7 @@ impl Tree {
             Kind::Special(special) => Packed::Special(special),
         };
         let (owner, (seconds, nanoseconds)) = self.intern(&metadata)?;
-        let xattrs = number(self.xattrs.insert_full(xattrs).0, "sets of attributes")?;
+        let xattrs = self.intern_xattrs(xattrs)?;
         self.inodes.push(Record { kind, seconds, nanoseconds, owner, xattrs });
         Ok(id)
     }
@@ -167,7 +188,7 @@ impl Tree {
     /// Gives an inode other metadata.
     pub fn set_metadata(&mut self, id: InodeId, metadata: Metadata, xattrs: Xattrs) -> anyhow::Result<()> {
         let (owner, (seconds, nanoseconds)) = self.intern(&metadata)?;
-        let xattrs = number(self.xattrs.insert_full(xattrs).0, "sets of attributes")?;
+        let xattrs = self.intern_xattrs(xattrs)?;
         let record = &mut self.inodes[id.0 as usize];
         *record = Record { kind: record.kind, seconds, nanoseconds, owner, xattrs };
         Ok(())
@@ -175,12 +196,20 @@ impl Tree {
 
     fn intern(&mut self, metadata: &Metadata) -> anyhow::Result<(u32, (i64, u32))> {
         let &Metadata { mode, uid, gid, mtime } = metadata;
-        Ok((number(self.owners.insert_full((mode, uid, gid)).0, "owners")?, mtime))
+        Ok((within(self.owners.insert_full((mode, uid, gid)).0, MAX_FILES, "owners")?, mtime))
+    }
+
+    fn intern_xattrs(&mut self, xattrs: Xattrs) -> anyhow::Result<u32> {
+        let bytes: usize = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let (index, is_new) = self.xattrs.insert_full(xattrs);
+        self.xattr_bytes += if is_new { bytes } else { 0 };
+        within(self.xattr_bytes, MAX_XATTRS, "bytes of attributes")?;
+        within(index, MAX_FILES, "sets of attributes")
     }
 
     /// Puts bytes into the buffer; gives their place.
     fn keep(&mut self, parts: &[&[u8]]) -> anyhow::Result<u32> {
-        let at = number(self.text.len(), "bytes of names")?;
+        let at = within(self.text.len(), MAX_TEXT, "bytes of names")?;
         parts.iter().for_each(|part| self.text.extend_from_slice(part));
         Ok(at)
     }
@@ -273,7 +302,7 @@ impl Tree {
             return Ok(());
         }
         let length = u8::try_from(name.len()).context("a name is longer than 255 bytes")?;
-        let index = number(self.entries.len(), "names")?;
+        let index = within(self.entries.len(), MAX_FILES, "names")?;
         let name_at = self.keep(&[&[length], name])?;
         let Packed::Directory { first, last, .. } = &mut self.inodes[directory.0 as usize].kind else {
             anyhow::bail!("its parent is not a directory");
@@ -302,16 +331,39 @@ impl Tree {
         }
     }
 
-    /// Takes away a directory's names for which `keep` is false.
+    /// Takes away a directory's names for which `keep` is false. What is left is one list without gaps, so that names that are
+    /// gone are passed over once and no more.
     pub fn retain(&mut self, directory: InodeId, keep: impl Fn(Slot) -> bool) {
-        let Packed::Directory { first, .. } = self.inodes[directory.index()].kind else { return };
+        let Packed::Directory { first, parent, .. } = self.inodes[directory.index()].kind else { return };
+        let (mut first_kept, mut last_kept) = (NONE, NONE);
         let mut next = first;
         while let Some(&Entry { inode, layer, next: following, .. }) = self.entries.get(next as usize) {
-            if inode != NONE && !keep(Slot { inode: InodeId(inode), layer }) {
+            if inode != NONE && keep(Slot { inode: InodeId(inode), layer }) {
+                match self.entries.get_mut(last_kept as usize) {
+                    Some(before) => before.next = next,
+                    None => first_kept = next,
+                }
+                last_kept = next;
+            } else if inode != NONE {
                 self.forget(next);
             }
             next = following;
+            #[cfg(test)]
+            {
+                self.visited += 1;
+            }
         }
+        if let Some(last) = self.entries.get_mut(last_kept as usize) {
+            last.next = NONE;
+        }
+        self.inodes[directory.index()].kind =
+            Packed::Directory { first: first_kept, last: last_kept, parent };
+    }
+
+    /// How many names [`Tree::retain`] went over.
+    #[cfg(test)]
+    pub(super) fn visited(&self) -> usize {
+        self.visited
     }
 
     fn forget(&mut self, index: u32) {

@@ -12,7 +12,9 @@ use crate::vm::record::run_dir::RunDir;
 /// Copy files and folders between the host and a running machine
 ///
 /// One of the two is NAME:PATH. As docker does it: into a folder that exists, or under a new name; `FOLDER/.` means
-/// what is in it. Owners (by number), modes, times and attributes are kept; on the host, owners where you are root.
+/// what is in it. Into a machine all is kept: owners (by number), modes, times and attributes. On the host everything
+/// belongs to you, and setuid and setgid bits, devices and attributes other than `user.*` are left out, unless `-a` says
+/// otherwise; only what was asked for is made, and no link is followed on the way.
 #[derive(Debug, clap::Args)]
 pub struct CpArgs {
     /// NAME:PATH, a path of the host, or `-` for a tar archive from standard input
@@ -20,6 +22,10 @@ pub struct CpArgs {
 
     /// NAME:PATH, a path of the host, or `-` for a tar archive to standard output
     target: OsString,
+
+    /// Out of a machine: keep setuid and setgid bits and all attributes; as root, owners and devices too
+    #[arg(short = 'a', long)]
+    archive: bool,
 
     /// Copy what a symbolic link at SOURCE points to
     #[arg(short = 'L', long)]
@@ -35,7 +41,8 @@ impl CpArgs {
                 copy::to_stream(&find(name)?, path, self.follow_link, ui::Stdout)?;
             }
             (Some((name, path)), None) => {
-                copy::out_of_machine(&find(name)?, path, Path::new(&self.target), self.follow_link)?;
+                let target = Path::new(&self.target);
+                copy::out_of_machine(&find(name)?, path, target, self.follow_link, self.archive)?;
             }
             (None, Some((name, path))) if self.source == "-" => {
                 copy::from_stream(&find(name)?, path, Box::new(std::io::stdin()))?;

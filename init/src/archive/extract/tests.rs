@@ -1,12 +1,28 @@
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
+use rustix::fs::{Timespec, Timestamps, XattrFlags, lsetxattr, utimensat};
+use tar_core::EntryType;
 use tar_core::builder::EntryBuilder;
 
 use super::*;
 use crate::archive::write_tree;
+
+mod enemy;
+
+/// As an archive of one's own, without a complaint.
+fn extract(archive: impl Read, target: &Path) -> Result<()> {
+    super::extract(archive, target, &Rules::Own, &mut |complaint| panic!("{complaint}"))
+}
+
+fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = Timestamps { last_access: time, last_modification: time };
+    utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+}
 
 /// A directory of its own, removed at the end.
 struct Scratch(PathBuf);
@@ -50,7 +66,7 @@ fn archive(entries: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn refusal(scratch: &Scratch, bytes: &[u8]) -> String {
-    format!("{:#}", extract(bytes, &scratch.target(), true).unwrap_err())
+    format!("{:#}", extract(bytes, &scratch.target()).unwrap_err())
 }
 
 #[test]
@@ -68,13 +84,12 @@ fn a_tree_survives_the_way_out_and_in() {
     symlink("x".repeat(300), source.join("long-link")).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, source.join("fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
     lsetxattr(&odd, "user.note", b"a\nb = \0c", XattrFlags::empty()).unwrap();
-    let directory = open(&source, OFlags::PATH, Mode::empty()).unwrap();
-    set_time(&directory, b"link", Timespec { tv_sec: -2, tv_nsec: 5 }).unwrap();
-    set_time(&directory, b".", Timespec { tv_sec: 5_000_000_000, tv_nsec: 7 }).unwrap();
+    set_time(&source.join("link"), -2, 5);
+    set_time(&source, 5_000_000_000, 7);
 
     let mut bytes = Vec::new();
     write_tree(&mut bytes, &source, b"source", false, &mut |complaint| panic!("{complaint}")).unwrap();
-    extract(&bytes[..], &scratch.target(), true).unwrap();
+    extract(&bytes[..], &scratch.target()).unwrap();
     let copy = scratch.target().join("source");
 
     let mut compared = 0;
@@ -137,7 +152,7 @@ fn gnu_tar_agrees() {
         tar(&["-C", "source", &format!("--format={format}"), "-cf", "theirs.tar", "."]);
         let target = scratch.0.join(format);
         fs::create_dir(&target).unwrap();
-        extract(fs::File::open(scratch.0.join("theirs.tar")).unwrap(), &target, true).unwrap();
+        extract(fs::File::open(scratch.0.join("theirs.tar")).unwrap(), &target).unwrap();
         tar(&["-C", format, "--compare", "-f", "theirs.tar"]);
     }
 }
@@ -155,7 +170,7 @@ fn holes_stay_holes() {
         tar.args(["--sparse", &format!("--format={format}"), "-cf", "sparse.tar", "sparse"]);
         assert!(tar.current_dir(&scratch.0).status().unwrap().success());
         assert!(fs::metadata(scratch.0.join("sparse.tar")).unwrap().len() < 100_000);
-        extract(File::open(scratch.0.join("sparse.tar")).unwrap(), &scratch.target(), true).unwrap();
+        extract(File::open(scratch.0.join("sparse.tar")).unwrap(), &scratch.target()).unwrap();
         let copy = scratch.target().join("sparse");
         assert!(fs::read(&copy).unwrap() == fs::read(scratch.0.join("sparse")).unwrap(), "{format}");
         assert!(fs::metadata(&copy).unwrap().blocks() < 1000);
@@ -194,11 +209,10 @@ fn nothing_leads_out() {
         entry(EntryType::Symlink, b"file", b"../outside/x", b""),
         entry(EntryType::Regular, b"file", b"", b"inside"),
     ]);
-    extract(&over[..], &scratch.target(), true).unwrap();
+    extract(&over[..], &scratch.target()).unwrap();
     assert_eq!(fs::read(scratch.target().join("file")).unwrap(), b"inside");
     // An absolute name is one in the directory.
-    extract(&archive(&[entry(EntryType::Regular, b"/abs/x", b"", b"x")])[..], &scratch.target(), true)
-        .unwrap();
+    extract(&archive(&[entry(EntryType::Regular, b"/abs/x", b"", b"x")])[..], &scratch.target()).unwrap();
     assert!(scratch.target().join("abs/x").is_file());
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
 }
@@ -212,7 +226,7 @@ fn links_inside_are_followed() {
         entry(EntryType::Directory, b"var-run/", b"", b""),
         entry(EntryType::Regular, b"var-run/x", b"", b"x"),
     ]);
-    extract(&bytes[..], &scratch.target(), true).unwrap();
+    extract(&bytes[..], &scratch.target()).unwrap();
     assert!(scratch.target().join("run/x").is_file());
     assert!(scratch.target().join("var-run").is_symlink());
 }
@@ -237,13 +251,22 @@ fn what_cannot_be_written_is_named() {
     );
     assert_eq!(
         of(EntryType::Link, b"hard", b"no/such"),
-        "cannot write `hard`: cannot link it to `no/such`: No such file or directory (os error 2)"
+        "cannot write `hard`: cannot link it to `no/such`: cannot enter `no/such`: No such file or directory (os error 2)"
     );
     let whole = archive(&[entry(EntryType::Regular, b"x", b"", &[1; 2000])]);
-    for length in [100, 700, 2600, whole.len() - 1024] {
-        assert!(refusal(&scratch, &whole[..length]).ends_with("the archive is cut off"), "{length}");
+    for (length, expected) in [
+        (100, "the archive is none, or has no entry: the archive ends in the middle of an entry"),
+        (700, "cannot write `x`: the archive ends in the middle of an entry"),
+        (2500, "cannot write `x`: the archive ends in the middle of an entry"),
+        (2560, "the archive is incomplete after `x`"),
+        (whole.len() - 512, "the archive is incomplete after `x`"),
+    ] {
+        assert_eq!(refusal(&scratch, &whole[..length]), expected, "{length}");
+        assert_eq!(scratch.target().join("x").exists(), length >= 2560, "half a file is none");
     }
-    assert!(refusal(&scratch, &[b'x'; 2048]).starts_with("the archive is damaged: "));
-    let missing = extract(&whole[..], &scratch.0.join("missing"), true).unwrap_err();
+    assert!(
+        refusal(&scratch, &[b'x'; 2048]).starts_with("the archive is none, or has no entry: it does not")
+    );
+    let missing = extract(&whole[..], &scratch.0.join("missing")).unwrap_err();
     assert!(format!("{missing:#}").contains("/missing`: No such file or directory"));
 }

@@ -2,21 +2,7 @@
 
 use std::sync::Arc;
 
-/// Whom an inode belongs to, who may use it, and when it was last written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Metadata {
-    /// Permission bits with setuid, setgid and sticky (0o7777).
-    pub mode: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Seconds since 1970, which may be negative, and nanoseconds.
-    pub mtime: (i64, u32),
-}
-
-/// Extended attributes: full names (`security.capability`) and values as `getxattr(2)` gives them.
-pub type Xattrs = Vec<(Box<str>, Box<[u8]>)>;
+use init::archive::{Metadata, Segment, Special, Xattrs};
 
 /// Where a regular file's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +15,6 @@ pub struct Content {
     pub size: u64,
     /// The parts that are stored, one after another at `offset`; `None` where all of it is.
     pub sparse: Option<Arc<[Segment]>>,
-}
-
-/// A stored part of a sparse file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// Where it is in the file.
-    pub offset: u64,
-    /// Its length in bytes, never 0.
-    pub length: u64,
 }
 
 /// What an entry makes.
@@ -53,27 +30,6 @@ pub enum EntryKind {
     Hardlink(Box<[u8]>),
     /// A device or a named pipe.
     Special(Special),
-}
-
-/// A file that is a number or a name alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Special {
-    /// A character device.
-    CharDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A block device.
-    BlockDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A named pipe.
-    Fifo,
 }
 
 /// One entry of a layer.

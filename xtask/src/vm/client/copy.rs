@@ -1,12 +1,12 @@
 //! Files between the host and a running machine, as a tar stream through its agent. Nothing of the image is needed.
 
 use std::ffi::OsStr;
-use std::io::{self, PipeReader, Write};
+use std::io::{self, PipeReader, Read as _, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use init::archive::{extract, write_tree};
+use init::archive::{Rules, extract, write_tree};
 use init::protocol::{DIRECTORY, Program, Start, Stream};
 
 use super::session::{Input, Session, SessionEnd};
@@ -54,8 +54,16 @@ fn is_not_broken_pipe(error: &io::Error) -> bool {
     error.kind() != io::ErrorKind::BrokenPipe
 }
 
-/// Copies a path of a machine to the host, where docker's `cp` would put it.
-pub fn out_of_machine(run_dir: &RunDir, source: &Path, target: &Path, follow: bool) -> anyhow::Result<()> {
+/// Copies a path of a machine to the host, where docker's `cp` would put it. What comes is an enemy's word: it makes what was
+/// asked for and nothing else ([`Rules::Foreign`]). With `keep_all` it may give owners, setuid and setgid bits, devices and
+/// all attributes, as far as this user may.
+pub fn out_of_machine(
+    run_dir: &RunDir,
+    source: &Path,
+    target: &Path,
+    follow: bool,
+    keep_all: bool,
+) -> anyhow::Result<()> {
     let is_directory = match look_in_machine(run_dir, source)? {
         There::Directory => true,
         // A link that leads nowhere is still something to copy.
@@ -67,20 +75,28 @@ pub fn out_of_machine(run_dir: &RunDir, source: &Path, target: &Path, follow: bo
         Err(error) if error.kind() == io::ErrorKind::NotFound => There::Nothing,
         Err(error) => return Err(error).with_context(|| format!("failed to look at `{}`", target.display())),
     };
-    let place = place(source, is_directory, target, there)?;
+    let Place { directory, name } = place(source, is_directory, target, there)?;
     let (reader, writer) = io::pipe().context("failed to create a pipe")?;
-    // Owners are root's to give.
-    let keep_owners = rustix::process::geteuid().is_root();
-    let unpacking = std::thread::spawn(move || unpack(reader, &place.directory, keep_owners));
-    let packed = pack_in_machine(run_dir, source, &place.name, follow, writer);
-    let unpacked = unpacking.join().unwrap_or_else(|_| bail!("writing stopped"));
-    // What the machine complains of is the cause where both failed.
-    packed.and(unpacked)
+    let rules = Rules::Foreign { name: name.clone(), keep_all };
+    let failed = format!("failed to copy `{}:{}`", run_dir.name(), source.display());
+    let unpacking = std::thread::spawn(move || unpack(reader, &directory, &rules));
+    let packed = pack_in_machine(run_dir, source, &name, follow, writer);
+    let unpacked = unpacking.join().unwrap_or_else(|_| bail!("writing stopped")).context(failed);
+    match packed {
+        // The machine was left because nobody took what it sent; the cause is here.
+        Err(error) if error.is::<NobodyReads>() => unpacked.and(Err(error)),
+        // What the machine complains of is the cause where both failed.
+        packed => packed.and(unpacked),
+    }
 }
 
 /// Writes a machine's path to `out` as a tar stream.
 pub fn to_stream(run_dir: &RunDir, source: &Path, follow: bool, out: impl Write) -> anyhow::Result<()> {
-    pack_in_machine(run_dir, source, &name_of(source), follow, out)
+    match pack_in_machine(run_dir, source, &name_of(source), follow, out) {
+        // A reader that goes has a reason of its own, and says it.
+        Err(error) if error.downcast_ref().is_some_and(|NobodyReads(e)| !is_not_broken_pipe(e)) => Ok(()),
+        packed => packed,
+    }
 }
 
 /// Unpacks a tar stream into a directory of a machine.
@@ -94,11 +110,59 @@ fn pack(out: impl Write, source: &Path, name: &[u8], follow: bool) -> anyhow::Re
     if complaints.is_empty() { Ok(()) } else { Err(anyhow!("{}", complaints.join("\n"))) }
 }
 
-fn unpack(mut reader: PipeReader, directory: &Path, keep_owners: bool) -> anyhow::Result<()> {
-    extract(&mut reader, directory, keep_owners)?;
+/// More than any padding after an archive's end: GNU tar fills up to a record of 20 blocks, or as many as it is told.
+const PADDING: u64 = 1 << 20;
+
+fn unpack(mut reader: PipeReader, directory: &Path, rules: &Rules) -> anyhow::Result<()> {
+    let mut left_out = LeftOut::default();
+    let extracted = extract(&mut reader, directory, rules, &mut |complaint| left_out.take(complaint));
+    left_out.say();
+    extracted?;
     // The padding after an archive's end is nobody's, but somebody has to take it.
-    io::copy(&mut reader, &mut io::sink()).map(drop).context("failed to read the end of the stream")
+    let mut padding = (&mut reader).take(PADDING);
+    io::copy(&mut padding, &mut io::sink()).context("failed to read the end of the stream")?;
+    if padding.limit() == 0 {
+        bail!("the stream goes on after the archive's end");
+    }
+    Ok(())
 }
+
+/// Entries that were left out. A few are named; an enemy may send millions.
+#[derive(Debug, Default)]
+struct LeftOut {
+    named: Vec<String>,
+    others: u64,
+}
+
+impl LeftOut {
+    fn take(&mut self, complaint: String) {
+        if self.named.len() < 10 { self.named.push(complaint) } else { self.others += 1 }
+    }
+
+    fn say(&self) {
+        for complaint in &self.named {
+            crate::note!("{complaint}");
+        }
+        if self.others > 0 {
+            crate::note!("... and {} more", self.others);
+        }
+        if !self.named.is_empty() {
+            crate::note!("`cp -a` as root keeps devices");
+        }
+    }
+}
+
+/// The machine was left, since what it said was too much or nobody took it.
+#[derive(Debug)]
+struct NobodyReads(io::Error);
+
+impl std::fmt::Display for NobodyReads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "what the machine sent could not be taken: {}", self.0)
+    }
+}
+
+impl std::error::Error for NobodyReads {}
 
 fn pack_in_machine(
     run_dir: &RunDir,
@@ -108,7 +172,6 @@ fn pack_in_machine(
     mut out: impl Write,
 ) -> anyhow::Result<()> {
     let path = source.as_os_str().as_bytes().to_vec();
-    // A reader that goes has a reason of its own, and says it.
     let end = run(run_dir, Program::TarOut { path, name: name.to_vec(), follow }, None, |bytes| {
         out.write_all(bytes).and_then(|()| out.flush())
     });
@@ -128,8 +191,9 @@ fn look_in_machine(run_dir: &RunDir, path: &Path) -> anyhow::Result<There> {
     let look = Program::Stat { path: path.as_os_str().as_bytes().to_vec() };
     let end = run(run_dir, look, None, |bytes| {
         kind.extend_from_slice(bytes);
-        Ok(())
-    })?;
+        if kind.len() <= DIRECTORY.len() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    });
+    let end = end.with_context(|| format!("failed to look at `{}:{}`", run_dir.name(), path.display()))?;
     if end.code == EXIT_NOT_FOUND {
         return Ok(There::Nothing);
     }
@@ -150,7 +214,10 @@ impl End {
     }
 }
 
-/// Runs one of the agent's own programs to its end.
+/// The agent's programs say one sentence, or one for each file that they leave out; more than this is dropped, in bytes.
+const MOST_TALK: usize = 64 * 1024;
+
+/// Runs one of the agent's own programs to its end, or leaves it when `stdout` takes no more.
 fn run(
     run_dir: &RunDir,
     program: Program,
@@ -162,28 +229,49 @@ fn run(
     if let Err(failure) = client.start(start, START_LIMIT)? {
         bail!("{}", failure.message);
     }
-    let speaker = client.speaker();
+    let (speaker, leaver) = (client.speaker(), client.speaker());
     let mut stderr = Vec::new();
+    let mut left = None;
     let end = Session { channel: CHANNEL, tty: false }.run(
         client.frames(),
         move |message| speaker.say(CHANNEL, message),
         || {},
         input,
         |stream, bytes| match stream {
-            Stream::Stdout => stdout(bytes),
+            Stream::Stdout => stdout(bytes).map_err(|error| {
+                leaver.leave();
+                let kind = error.kind();
+                left = Some(NobodyReads(error));
+                kind.into()
+            }),
             Stream::Stdin | Stream::Stderr => {
-                stderr.extend_from_slice(bytes);
+                let room = MOST_TALK.saturating_sub(stderr.len());
+                stderr.extend_from_slice(&bytes[..bytes.len().min(room)]);
                 Ok(())
             }
         },
     );
+    if let Some(left) = left {
+        return Err(left.into());
+    }
     match end {
         SessionEnd::Exited(code) => {
-            Ok(End { code, cause: String::from_utf8_lossy(&stderr).trim().to_owned() })
+            Ok(End { code, cause: harmless(String::from_utf8_lossy(&stderr).trim()) })
         }
         SessionEnd::Failed(failure) => Err(anyhow!("{}", failure.message)),
         SessionEnd::Lost => Err(anyhow!("the connection to the machine `{}` has ended", run_dir.name())),
     }
+}
+
+/// Lines that an agent said, with what a terminal would act on made visible.
+fn harmless(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let shown = |letter: char| {
+            if letter.is_control() { letter.escape_default().to_string() } else { letter.into() }
+        };
+        line.chars().map(shown).collect::<String>()
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// docker's rules (`docker cp --help`, and its reference). Pure.
