@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use xtask::disk::volume;
+use xtask::disk::volume::{self, Kind};
 use xtask::workspace::Workspace;
 
 use crate::support::{Scratch, texts, wait_until};
@@ -73,7 +73,7 @@ impl Named {
 
 impl Drop for Named {
     fn drop(&mut self) {
-        let _ = volume::remove(&Workspace::discover().unwrap(), &self.0);
+        let _ = volume::remove(&Workspace::discover().unwrap(), &self.0, Some(Kind::Volume));
     }
 }
 

@@ -88,7 +88,8 @@ pub(crate) fn kept_disk(name: &str) -> tempfile::NamedTempFile {
     assert!(converted.unwrap().success());
     let check = Command::new(find("e2fsck").unwrap()).arg("-fn").arg(raw.path()).output().unwrap();
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
-    std::fs::remove_file(kept).unwrap();
+    std::fs::remove_file(&kept).unwrap();
+    let _ = std::fs::remove_file(kept.with_extension("json"));
     raw
 }
 

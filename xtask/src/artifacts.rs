@@ -2,8 +2,11 @@
 //!
 //! `collect` brings a set from another machine; `boot --from` runs one. Loading looks only at which files are there.
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
+use sha2::{Digest as _, Sha256};
+
+use crate::workspace::{Workspace, hex};
 
 /// PID 1: a static ELF.
 pub const INIT: &str = "init";
@@ -28,6 +31,16 @@ pub struct Set {
 }
 
 impl Set {
+    /// The lock of the set in a folder, which may not be there yet: held alone by whoever replaces the set, and shared by
+    /// those that are about to open its files.
+    pub fn lock(workspace: &Workspace, folder: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
+        let folder = match folder.canonicalize_utf8() {
+            Ok(folder) => folder,
+            Err(_) => camino::absolute_utf8(folder).context("failed to name the folder")?,
+        };
+        Ok(workspace.lock(&format!("set-{}", &hex(&Sha256::digest(folder.as_str()))[..16])))
+    }
+
     /// Finds a set in a folder. Errors name everything that is missing from it.
     pub fn load(folder: &Utf8Path) -> anyhow::Result<Set> {
         if !folder.is_dir() {

@@ -4,13 +4,14 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use xtask::{cli::Cli, error, interrupt, ui};
+use xtask::{artifact, cli::Cli, error, interrupt, ui};
 
 fn main() -> ExitCode {
     let code = match Cli::try_parse() {
         Ok(cli) => run(cli),
         Err(answer) => tell(&answer),
     };
+    artifact::later::finish();
     // Whatever else came of it: what was asked for did not arrive.
     ExitCode::from(if ui::has_failed() { error::EXIT_WORKBENCH } else { code })
 }

@@ -60,6 +60,18 @@ impl Workspace {
         }
     }
 
+    /// One whose cache is below this folder, for tests.
+    #[cfg(test)]
+    pub(crate) fn with_cache(cache: &Utf8Path) -> Workspace {
+        let folder = |name: &str| cache.join(name);
+        Workspace {
+            root: folder("root"),
+            cache: cache.to_owned(),
+            artifacts: folder("artifacts"),
+            sockets: folder("sockets"),
+        }
+    }
+
     /// The checkout.
     pub fn root(&self) -> &Utf8Path {
         &self.root
@@ -140,6 +152,39 @@ impl Workspace {
     /// What was found out about this host and is worth remembering.
     pub fn verdicts(&self) -> Utf8PathBuf {
         self.cache.join("verdicts")
+    }
+
+    /// The file that tasks lock which take turns at this.
+    pub fn lock(&self, what: &str) -> Utf8PathBuf {
+        self.cache.join("locks").join(format!("{what}.lock"))
+    }
+
+    /// Every folder in which tasks write under temporary names.
+    pub fn folders(&self) -> Vec<Utf8PathBuf> {
+        let below = |name: &str| self.cache.join(name);
+        let mut folders = vec![
+            self.cache.clone(),
+            self.artifacts(),
+            self.downloads(),
+            self.kernel_builds(),
+            self.kernels(),
+            self.kernels().join("by-request"),
+            self.init_folder(),
+            self.disks(),
+            self.persistent_disks(),
+            self.volumes(),
+            self.verdicts(),
+            self.machines(),
+            self.dry_runs(),
+            below("scratch"),
+            below("sources"),
+            below("blobs/sha256"),
+        ];
+        for folder in [self.disks(), self.machines()] {
+            let inner = folder.read_dir_utf8().into_iter().flatten().flatten();
+            folders.extend(inner.map(camino::Utf8DirEntry::into_path));
+        }
+        folders
     }
 
     /// One folder for each private network, with its members' sockets.

@@ -2,11 +2,13 @@
 //! a place in a private network, ports for what the image exposes.
 
 use anyhow::{Context as _, anyhow};
+use camino::Utf8PathBuf;
 
 use super::bootable::Bootable;
 use super::request::{Volume, VolumeContent};
-use crate::artifact::create_folder;
-use crate::disk::{self, opened, volume};
+use crate::artifact::{Lock, create_folder};
+use crate::disk::volume::{self, Access};
+use crate::disk::{self, kept, opened};
 use crate::error::Hint as _;
 use crate::image::config::ImageConfig;
 use crate::note;
@@ -15,40 +17,51 @@ use crate::vm::net::members::{self, Member};
 use crate::vm::record::run_dir::{RunDir, restrict};
 use crate::workspace::Workspace;
 
-/// The disk that the guest writes to: an overlay over the image's, fresh, or `kept` under a name from boot to boot.
-pub fn root(
+/// The disk that the guest writes to: an overlay over the image's, made for this machine.
+pub fn fresh_root(bootable: &Bootable, run_dir: &RunDir) -> anyhow::Result<Disk> {
+    let mut base = Base { path: bootable.disk.clone(), format: bootable.disk_format };
+    if !is_ours_alone(&base)? {
+        note!("`{}` can be changed by other users: the machine gets a copy", base.path);
+        disk::copy::sparse(&base.path, &run_dir.base())?;
+        base.path = run_dir.base();
+    }
+    disk::overlay(&base, &run_dir.overlay())?;
+    Ok(root(run_dir.overlay(), base))
+}
+
+/// The same, [kept](kept) under a name from boot to boot: the disk, and the lock on it. With `discarded` it begins anew.
+pub fn kept_root(
     workspace: &Workspace,
     bootable: &Bootable,
-    run_dir: &RunDir,
-    kept: Option<&str>,
-) -> anyhow::Result<Disk> {
-    let mut base = Base { path: bootable.disk.clone(), format: bootable.disk_format };
-    let metadata = base.path.metadata().with_context(|| format!("failed to look at `{}`", base.path))?;
-    let is_ours = opened::is_ours_alone(&metadata);
-    let overlay = match kept {
-        Some(name) if is_ours => {
-            let overlay;
-            (overlay, base) = disk::kept::ensure(workspace, name, base)?;
-            overlay
-        }
-        Some(_) => {
-            return Err(anyhow!(
-                "`{}` can be changed by other users, and `--persist` builds on it",
-                base.path
-            ))
+    name: &str,
+    discarded: bool,
+) -> anyhow::Result<(Disk, Lock)> {
+    let wanted = bootable.origin(workspace)?;
+    if !is_ours_alone(&wanted.base)? {
+        let path = &wanted.base.path;
+        return Err(anyhow!("`{path}` can be changed by other users, and `--persist` builds on it"))
             .hint("copy it, and boot the copy");
-        }
-        None => {
-            if !is_ours {
-                note!("`{}` can be changed by other users: the machine gets a copy", base.path);
-                disk::copy::sparse(&base.path, &run_dir.base())?;
-                base.path = run_dir.base();
-            }
-            disk::overlay(&base, &run_dir.overlay())?;
-            run_dir.overlay()
-        }
-    };
-    Ok(Disk { path: overlay, format: DiskFormat::Qcow2, read_only: false, snapshot: false, base: Some(base) })
+    }
+    let (lock, base) = kept::take(workspace, name, &wanted, discarded)?;
+    Ok((root(kept::disk(workspace, name), base), lock))
+}
+
+fn is_ours_alone(base: &Base) -> anyhow::Result<bool> {
+    let metadata = base.path.metadata().with_context(|| format!("failed to look at `{}`", base.path))?;
+    Ok(opened::is_ours_alone(&metadata))
+}
+
+fn root(path: Utf8PathBuf, base: Base) -> Disk {
+    Disk { path, format: DiskFormat::Qcow2, read_only: false, snapshot: false, base: Some(base) }
+}
+
+/// Takes the named volumes for one machine, and makes those that are not there yet.
+pub fn take_volumes(workspace: &Workspace, volumes: &[Volume]) -> anyhow::Result<Vec<Lock>> {
+    let named = volumes.iter().filter_map(|volume| match &volume.content {
+        VolumeContent::Disk(disk) => Some((disk, Access::of(volume.read_only))),
+        _ => None,
+    });
+    named.map(|(disk, access)| volume::take(workspace, disk, access)).collect()
 }
 
 /// The image's own disk, with what the guest writes thrown away by QEMU.

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::run::{self, Order};
-use crate::artifact::read_text;
+use crate::artifact::{Lock, inherit, read_text};
 use crate::interrupt;
 use crate::vm::record::Ended;
 use crate::vm::record::run_dir::{RunDir, RunLock};
@@ -24,12 +24,14 @@ pub const TASK: &str = "supervise";
 /// The word for a main process that runs.
 const STARTED: &str = "started";
 
-/// Starts a supervisor in the background for a machine whose plan is written down, and waits until the machine's main process runs; how the machine ended if it
-/// does not come to that. A signal that arrives meanwhile ends the machine.
-pub fn start(run_dir: &RunDir, lock: RunLock) -> anyhow::Result<Option<Ended>> {
+/// Starts a supervisor in the background for a machine whose plan is written down, and waits until the machine's main
+/// process runs; how the machine ended if it does not come to that. A signal that arrives meanwhile ends the machine. The
+/// locks on its disks are `held` by the supervisor, and by QEMU, from then on.
+pub fn start(run_dir: &RunDir, lock: RunLock, held: &[Lock]) -> anyhow::Result<Option<Ended>> {
     let log = run_dir.supervisor_log();
     let stderr = File::create(&log).with_context(|| format!("failed to create `{log}`"))?;
     let program = std::env::current_exe().context("failed to find this program")?;
+    inherit(held, true)?;
     let mut supervisor = Command::new(program)
         .args([TASK, run_dir.name()])
         .stdin(lock.into_file())
@@ -37,6 +39,7 @@ pub fn start(run_dir: &RunDir, lock: RunLock) -> anyhow::Result<Option<Ended>> {
         .stderr(stderr)
         .spawn()
         .context("failed to start a supervisor")?;
+    inherit(held, false)?;
 
     let pid = Pid::from_child(&supervisor);
     let _signals = interrupt::take_over(move |signal| {

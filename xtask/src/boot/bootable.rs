@@ -4,15 +4,16 @@ use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::request::existing;
-use crate::artifact;
+use crate::artifact::{self, Lock};
 use crate::artifacts::Set;
+use crate::disk::kept::{Origin, Wanted};
 use crate::disk::opened;
 use crate::host::tools::Purpose;
 use crate::image::config::ImageConfig;
 use crate::image::{self, ImageRequest, Source};
-use crate::kernel::{self, KernelRequest};
+use crate::kernel::{self, KernelRequest, file_hash};
 use crate::tasks::Context;
-use crate::vm::machine::DiskFormat;
+use crate::vm::machine::{Base, DiskFormat};
 use crate::workspace::Workspace;
 
 /// What there is to boot.
@@ -32,6 +33,25 @@ pub struct Bootable {
     pub disk_format: DiskFormat,
     /// The image's config; empty where there is none.
     pub config: ImageConfig,
+    /// The image's digest; `None` where the disk came from elsewhere.
+    pub digest: Option<String>,
+    /// Keeps the root disk from being removed while the machine lives.
+    pub in_use: Option<Lock>,
+    /// Keeps a set from being replaced until the machine has opened its files.
+    pub set: Option<Lock>,
+}
+
+impl Bootable {
+    /// The root disk as what a kept disk lies on. Reads all of one that came from elsewhere.
+    pub fn origin(&self, workspace: &Workspace) -> anyhow::Result<Wanted> {
+        let digest = match &self.digest {
+            Some(digest) => digest.clone(),
+            None => format!("sha256:{}", file_hash::sha256(workspace, &self.disk)?),
+        };
+        let size = opened::size(&self.disk, self.disk_format)?;
+        let base = Base { path: self.disk.clone(), format: self.disk_format };
+        Ok(Wanted { origin: Origin { image: self.image.clone(), digest, size }, base })
+    }
 }
 
 /// What it takes to make what is missing of a machine for an image, and to run it: asked for at once, before anything
@@ -61,13 +81,17 @@ pub fn from_image(context: &Context, request: &ImageRequest) -> anyhow::Result<B
         disk: image.disk,
         disk_format: DiskFormat::Raw,
         config: image.config,
+        digest: Some(image.digest),
+        in_use: Some(image.in_use),
+        set: None,
     })
 }
 
 /// A set from elsewhere: with an image's config its `init` boots it as we boot our own; without one the disk carries
 /// its own `/sbin/init`, as the recipe has it.
-pub fn from_set(folder: &Utf8Path) -> anyhow::Result<Bootable> {
+pub fn from_set(workspace: &Workspace, folder: &Utf8Path) -> anyhow::Result<Bootable> {
     let folder = existing(folder, "folder")?;
+    let lock = Lock::hold_beside_others(&Set::lock(workspace, &folder)?, &format!("`{folder}`"))?;
     let set = Set::load(&folder)?;
     opened::check_alone(&set.disk, &set.disk)?;
     let (initramfs, config) = match (&set.init, &set.image_config) {
@@ -88,6 +112,9 @@ pub fn from_set(folder: &Utf8Path) -> anyhow::Result<Bootable> {
         disk: set.disk,
         disk_format: DiskFormat::Qcow2,
         config,
+        digest: None,
+        in_use: None,
+        set: Some(lock),
     })
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::disk::volume;
+use crate::disk::volume::{self, Access};
 use crate::error::{Hint as _, usage};
 use crate::vm::record::run_dir::parse_name;
 use crate::workspace::Workspace;
@@ -130,7 +130,7 @@ impl VolumeRequest {
     pub fn resolve(&self, workspace: &Workspace) -> anyhow::Result<Volume> {
         let content = match &self.source {
             VolumeSource::Named(name) => {
-                volume::check_free(workspace, name)?;
+                volume::check_free(workspace, name, Access::of(self.read_only))?;
                 VolumeContent::Disk(volume::disk(workspace, name))
             }
             VolumeSource::Path(path) => {

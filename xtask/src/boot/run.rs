@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
+use crate::artifact::{Lock, Staged};
 use crate::init::cpio;
 use crate::vm::client::health::{self, Check};
 use crate::vm::client::session::{Input, Session, to_our_own};
@@ -136,14 +137,15 @@ impl Running {
             outcome: ending.outcome.clone(),
             last_lines: ending.last_lines.clone(),
         };
-        self.record.update(|state| state.ended = Some(ended.clone()));
+        self.record.end(ended.clone());
         ending.wait_for_clients();
         Ok(ended)
     }
 }
 
-/// Runs the machine with its streams joined to ours, and says how it ended.
-pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
+/// Runs the machine with its streams joined to ours, and says how it ended. The `set` that it boots from may be replaced
+/// once it has begun.
+pub fn in_foreground(order: &Order, run_dir: &RunDir, set: Option<Lock>) -> anyhow::Result<Ended> {
     let (to_session, frames) = queue::bounded(MAIN_QUEUE);
     let has_agent = order.plan.machine.agent_socket.is_some();
     let (tty, stdin) = match order.plan.boot_config.stdio {
@@ -151,6 +153,8 @@ pub fn in_foreground(order: &Order, run_dir: &RunDir) -> anyhow::Result<Ended> {
         Stdio::Console => (terminal::is_terminal(), true),
     };
     let running = Running::launch(order, run_dir, Some(to_session), || {})?;
+    // All of its files are open.
+    drop(set);
 
     // From here on every key is the guest's, until this is dropped.
     let raw_terminal =
@@ -192,6 +196,12 @@ pub fn in_background(
     Running::launch(order, run_dir, None, on_started)?.run()
 }
 
+fn keep(log: &Utf8Path, kept: &Utf8Path) -> anyhow::Result<()> {
+    let staged = Staged::new(kept)?;
+    fs::copy(log, staged.path()).with_context(|| format!("failed to keep the console's log as `{kept}`"))?;
+    staged.publish_unsynced()
+}
+
 /// Tells how the machine ended, where its exit code alone does not. The console's log of a failure outlives its
 /// machine in `logs`.
 pub fn report(logs: &Utf8Path, run_dir: &RunDir, ended: &Ended) -> anyhow::Result<u8> {
@@ -200,9 +210,10 @@ pub fn report(logs: &Utf8Path, run_dir: &RunDir, ended: &Ended) -> anyhow::Resul
     }
     if matches!(ended.outcome, Outcome::Failed { .. } | Outcome::TimedOut { .. }) {
         let kept = logs.join(format!("{}.log", run_dir.name()));
-        crate::artifact::create_folder(logs)?;
-        fs::copy(run_dir.console_log(), &kept)
-            .with_context(|| format!("failed to keep the console's log as `{kept}`"))?;
+        // Without room for it, how the machine ended is still to be told.
+        if let Err(error) = keep(&run_dir.console_log(), &kept) {
+            note!("warning: {error:#}");
+        }
         if ended.last_lines.is_empty() {
             note!("\nthe guest's console said nothing");
         } else {

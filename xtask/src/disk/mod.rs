@@ -1,5 +1,5 @@
-//! Disks: [`ext4`] file systems made from an image's tree, qcow2 files around and on top of them, and named
-//! [volumes](volume).
+//! Disks: [`ext4`] file systems made from an image's tree, qcow2 files around and on top of them, those that are
+//! [kept](kept) from boot to boot, and named [volumes](volume).
 
 pub mod copy;
 pub mod ext4;

@@ -1,14 +1,16 @@
-//! What the cache holds, and how its space is freed. A disk that a machine's overlay lies on is never removed.
+//! What the cache holds, and how its space is freed. A disk that a machine uses, or that a kept disk lies on, is never
+//! removed.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::store::{CachedDisk, Store};
-use crate::artifact::remove_any;
-use crate::disk::backing_file;
+use super::store::{CachedDisk, Store, users_file};
+use crate::artifact::{InUse, Lock, discard, leftovers};
+use crate::disk::kept;
+use crate::error::Hint as _;
 use crate::nearest::nearest;
 use crate::workspace::Workspace;
 
@@ -39,17 +41,46 @@ pub fn remove(workspace: &Workspace, wanted: &[String]) -> anyhow::Result<u64> {
         }
         chosen.extend(matching.into_iter().map(|disk| (disk.folder.clone(), disk)));
     }
-    let users = users(workspace);
+    // All of them or none: a lock that is held now cannot be taken by a machine.
+    let mut alone = Vec::new();
     for disk in chosen.values() {
-        if let Some(user) = users.get(&disk.disk()) {
-            bail!("the image `{}` is in use by `{user}`", disk.record.name);
+        match claim(workspace, &disk.folder)? {
+            Claim::Free(lock) => alone.push(lock),
+            Claim::Gone => {}
+            Claim::Used => bail!("the image `{}` is in use by a machine", disk.record.name),
+            Claim::Kept(name) => {
+                return Err(anyhow!("the kept disk `{name}` lies on the image `{}`", disk.record.name))
+                    .hint(format!("`cargo xtask volume rm {name}` removes the kept disk with all its data"));
+            }
         }
     }
-    let mut freed = 0;
-    for folder in chosen.keys() {
-        freed += free(folder)?;
-    }
-    Ok(freed)
+    chosen.keys().try_fold(0, |freed, folder| Ok(freed + free(folder)?))
+}
+
+/// Whether a disk may be removed.
+enum Claim {
+    /// It may, while the lock is held.
+    Free(Lock),
+    /// A machine, or a task that makes one, has it.
+    Used,
+    /// A kept disk of this name lies on it.
+    Kept(String),
+    /// Somebody else has removed it.
+    Gone,
+}
+
+fn claim(workspace: &Workspace, folder: &Utf8Path) -> anyhow::Result<Claim> {
+    let Some(users) = users_file(folder)? else { return Ok(Claim::Gone) };
+    let lock = match Lock::try_own(&users)? {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return Ok(Claim::Gone),
+        Err(InUse) => return Ok(Claim::Used),
+    };
+    // Looked for under the lock: whoever makes a kept disk holds what it lies on.
+    let kept = kept::all(workspace)?
+        .into_iter()
+        .find(|kept| kept.base.as_deref() == Some(&CachedDisk::disk_in(folder)));
+    Ok(kept.map_or(Claim::Free(lock), |kept| Claim::Kept(kept.name)))
 }
 
 /// A name, or the first digits of a digest (at least four of them).
@@ -63,54 +94,32 @@ fn matches(disk: &CachedDisk, word: &str) -> bool {
 /// disk and layer that no machine uses. Gives the bytes that were freed.
 pub fn prune(workspace: &Workspace, all: bool) -> anyhow::Result<u64> {
     let store = Store::new(workspace);
-    let users = users(workspace);
-    let mut names = HashSet::new();
     let mut freed = 0;
-    // The newest of each name comes first.
-    for disk in store.disks() {
-        let is_newest = names.insert(disk.record.name.clone());
-        if (all || !is_newest) && !users.contains_key(&disk.disk()) {
-            freed += free(&disk.folder)?;
+    for folder in workspace.folders() {
+        for (left, _lock) in leftovers(&folder) {
+            freed += free(&left)?;
         }
     }
-    freed += free_leftovers(&store.scratch())?;
-    if all {
-        freed += free(&store.blobs_folder())?;
-    }
-    Ok(freed)
-}
-
-/// Temporary files of tasks that are no more. Their names end in the process's number ([`crate::artifact::Staged`]).
-fn free_leftovers(scratch: &Utf8Path) -> anyhow::Result<u64> {
-    let mut freed = 0;
-    for entry in scratch.read_dir_utf8().into_iter().flatten().flatten() {
-        let process =
-            entry.file_name().trim_end_matches(".tmp").rsplit('.').next().and_then(|word| word.parse().ok());
-        let is_alive = |process: u32| Utf8Path::new(&format!("/proc/{process}")).exists();
-        if !process.is_some_and(is_alive) {
+    let mut names = HashSet::new();
+    // The newest of each name comes first.
+    let newest = store.disks().into_iter().filter(|disk| names.insert(disk.record.name.clone()));
+    let keep: HashSet<Utf8PathBuf> = newest.filter(|_| !all).map(|disk| disk.folder).collect();
+    for entry in workspace.disks().read_dir_utf8().into_iter().flatten().flatten() {
+        // One without a record is being made, in use therefore, or was left by a task that was killed.
+        if !keep.contains(entry.path())
+            && let Claim::Free(_lock) = claim(workspace, entry.path())?
+        {
             freed += free(entry.path())?;
         }
+    }
+    if all {
+        freed += free(&store.blobs_folder())? + free(&workspace.dry_runs())?;
     }
     Ok(freed)
 }
 
 fn free(path: &Utf8Path) -> anyhow::Result<u64> {
     let bytes = space(path);
-    remove_any(path)?;
+    discard(path)?;
     Ok(bytes)
-}
-
-/// The disks that overlays lie on, and the machine or volume that the overlay belongs to.
-fn users(workspace: &Workspace) -> BTreeMap<Utf8PathBuf, String> {
-    let mut users = BTreeMap::new();
-    for folder in [workspace.machines(), workspace.persistent_disks()] {
-        for entry in folder.read_dir_utf8().into_iter().flatten().flatten() {
-            let below = entry.path().read_dir_utf8().into_iter().flatten().flatten();
-            let files = below.map(|file| file.path().to_owned()).chain([entry.path().to_owned()]);
-            for base in files.filter(|file| file.is_file()).filter_map(|file| backing_file(&file)) {
-                users.insert(base, entry.file_name().to_owned());
-            }
-        }
-    }
-    users
 }

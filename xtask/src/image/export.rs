@@ -4,8 +4,9 @@ use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::BootImage;
-use crate::artifact::{Lock, Staged, create_folder};
+use crate::artifact::{Lock, Staged, create_folder, publish_link, require_space};
 use crate::disk;
+use crate::error::usage;
 use crate::host::tools::Purpose;
 use crate::tasks::Context;
 use crate::ui;
@@ -25,7 +26,12 @@ pub enum Format {
 /// Writes the disk to a file, whole or not at all.
 pub fn write(image: &BootImage, output: &Utf8Path, format: Format) -> anyhow::Result<()> {
     let output = camino::absolute_utf8(output).context("failed to name the output file")?;
+    if output.is_dir() {
+        return Err(usage(format!("`{output}` is a folder: name a file")));
+    }
     let staged = Staged::new(&output)?;
+    let folder = staged.path().parent().context("a file without a folder")?;
+    require_space(folder, super::cleanup::space(&image.disk), "the file")?;
     let spinner = ui::spinner(&format!("writing `{output}`"));
     let written = match format {
         Format::Qcow2 => disk::to_qcow2(&image.disk, staged.path(), false),
@@ -53,11 +59,7 @@ pub fn publish(context: &Context, image: &BootImage) -> anyhow::Result<Utf8PathB
     create_folder(&artifacts)?;
     let config = folder.join("config.json");
     for (target, name) in [(&config, "image.json"), (&standalone, "hda.qcow2")] {
-        let link = artifacts.join(name);
-        let staged = Staged::new(&link)?;
-        std::os::unix::fs::symlink(target, staged.path())
-            .with_context(|| format!("failed to link `{target}` to `{link}`"))?;
-        staged.publish()?;
+        publish_link(target, &artifacts.join(name))?;
     }
     Ok(artifacts.join("hda.qcow2"))
 }

@@ -29,7 +29,7 @@ pub mod tree;
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::artifact::{Lock, Staged, create_folder};
+use crate::artifact::{Lock, Staged, create_folder, later, require_space, sync_names, sync_tree};
 use crate::error::usage;
 use crate::host::tools::Purpose;
 use crate::tasks::Context;
@@ -42,7 +42,7 @@ pub use self::source::Source;
 use self::archive::Image;
 use self::builder::Builder;
 use self::plan::Plan;
-use self::store::{CachedDisk, DiskRecord, Store};
+use self::store::{CachedDisk, DiskRecord, Held, Store};
 
 /// How the file system is made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -95,7 +95,7 @@ impl ImageRequest {
 }
 
 /// A base disk and how its image runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct BootImage {
     /// A short name.
     pub name: String,
@@ -105,6 +105,8 @@ pub struct BootImage {
     pub disk: Utf8PathBuf,
     /// How the image runs.
     pub config: ImageConfig,
+    /// Keeps the disk from being removed.
+    pub in_use: Lock,
 }
 
 /// Looks whether a source that is a file is there, before anything slow is done for it. Errors name the nearest file.
@@ -137,16 +139,16 @@ pub fn ensure(
     check_name(&name)?;
     let plan = Plan::new(context, request, init_binary)?;
     let identity = plan.identity();
-    if let Some(cached) = plan.cached(&identity, &store, request) {
+    if let Some(cached) = plan.cached(&identity, &store, request)? {
         return boot_image(&store, cached, name);
     }
-    let _lock =
+    let turn =
         Lock::hold(&store.lock_path(&store::fingerprint(&identity)[..16]), &format!("`{}`", request.source))?;
     // Whoever held the lock before may have made it.
-    if let Some(cached) = plan.cached(&plan.identity(), &store, request) {
+    if let Some(cached) = plan.cached(&plan.identity(), &store, request)? {
         return boot_image(&store, cached, name);
     }
-    let cached = make(&plan, &store, request, &name)
+    let cached = make(&plan, &store, request, &name, turn)
         .with_context(|| format!("failed to make a disk of `{}`", request.source))?;
     boot_image(&store, cached, name)
 }
@@ -164,14 +166,14 @@ fn check_name(name: &str) -> anyhow::Result<()> {
     }
 }
 
-fn boot_image(store: &Store<'_>, cached: CachedDisk, name: String) -> anyhow::Result<BootImage> {
+fn boot_image(store: &Store<'_>, held: Held, name: String) -> anyhow::Result<BootImage> {
+    let Held { disk: mut cached, lock } = held;
     let config = cached.config()?;
-    let mut cached = cached;
     if cached.record.name != name {
         cached.record.name.clone_from(&name);
         store.save(&cached)?;
     }
-    Ok(BootImage { name, digest: cached.record.digest.clone(), disk: cached.disk(), config })
+    Ok(BootImage { name, digest: cached.record.digest.clone(), disk: cached.disk(), config, in_use: lock })
 }
 
 fn way(request: &ImageRequest) -> &'static str {
@@ -181,20 +183,40 @@ fn way(request: &ImageRequest) -> &'static str {
     }
 }
 
-fn make(plan: &Plan, store: &Store<'_>, request: &ImageRequest, name: &str) -> anyhow::Result<CachedDisk> {
+/// Makes the disk, or finds that another source has led to the same image. `turn` is held until the disk is safe.
+fn make(
+    plan: &Plan,
+    store: &Store<'_>,
+    request: &ImageRequest,
+    name: &str,
+    turn: Lock,
+) -> anyhow::Result<Held> {
     let scratch = store.scratch();
     create_folder(&scratch)?;
     let image = plan.open(store, request, name)?;
     if let Some(digest) = &image.digest
         && !request.refresh
-        && let Some(cached) = store.disk(&store.folder(digest, request.size, way(request)))
+        && let Some(held) = store.take(&store.folder(digest, request.size, way(request)))?
     {
         remember(store, plan, digest)?;
-        return Ok(cached);
+        return Ok(held);
     }
     let staged = Staged::new(&scratch.join("disk"))?;
     create_folder(staged.path())?;
     let (size, digest) = convert(&image, &staged.path().join("disk.ext4"), request)?;
+    store.save_config(staged.path(), &image.config)?;
+
+    let folder = store.folder(&digest, request.size, way(request));
+    let own_turn =
+        Lock::hold(&store.lock_path(folder.file_name().unwrap_or_default()), &format!("`{name}`"))?;
+    // One that is there is what kept overlays lie on, and is never replaced.
+    if let Some(held) = store.take(&folder)? {
+        remember(store, plan, &digest)?;
+        return Ok(held);
+    }
+    let users = store::users_file(staged.path())?.context("the new disk is gone")?;
+    let lock = Lock::share(&users)?.context("the new disk is gone")?;
+    staged.aimed_at(&folder)?.publish_unsynced()?;
     let record = DiskRecord {
         name: name.to_owned(),
         source: request.source.to_string(),
@@ -202,13 +224,23 @@ fn make(plan: &Plan, store: &Store<'_>, request: &ImageRequest, name: &str) -> a
         size,
         created: store::now(),
     };
-    let cached = CachedDisk { folder: staged.path().to_owned(), record };
-    store.save(&cached)?;
-    store.save_config(&cached, &image.config)?;
-    let folder = store.folder(&digest, request.size, way(request));
-    staged.publish_as(&folder)?;
     remember(store, plan, &digest)?;
-    Ok(CachedDisk { folder, record: cached.record })
+    let disk = CachedDisk { folder, record };
+    finish(store, disk.clone(), (turn, own_turn));
+    Ok(Held { disk, lock })
+}
+
+/// Writes the record when all else is safe from a power cut: until then, other tasks wait. This one need not.
+fn finish(store: &Store<'_>, disk: CachedDisk, turns: (Lock, Lock)) {
+    let workspace = store.workspace().clone();
+    later::begin(move || {
+        sync_tree(&disk.disk())?;
+        sync_tree(&disk.config_file())?;
+        Store::new(&workspace).save(&disk)?;
+        sync_names(&workspace.disks())?;
+        drop(turns);
+        Ok(())
+    });
 }
 
 fn remember(store: &Store<'_>, plan: &Plan, digest: &str) -> anyhow::Result<()> {
@@ -219,11 +251,13 @@ fn remember(store: &Store<'_>, plan: &Plan, digest: &str) -> anyhow::Result<()> 
 
 /// Writes the disk, and checks the layers' digests meanwhile. Gives the disk's size and the image's digest.
 fn convert(image: &Image, path: &Utf8Path, request: &ImageRequest) -> anyhow::Result<(u64, String)> {
+    let folder = path.parent().context("a disk without a folder")?;
     std::thread::scope(|scope| {
         let verified = scope.spawn(|| image.verify());
         let tree = flatten::flatten(&image.layers, image.whiteouts)?;
         let plan = disk::ext4::Plan::new(tree)?;
         let size = request.size.unwrap_or_else(|| disk::size::default_for(plan.minimum_size()));
+        require_space(folder, plan.data_bytes(), "the disk")?;
         match request.mkfs {
             Mkfs::Ext4 => {
                 let file =

@@ -12,7 +12,7 @@ use super::blob::Unpacking;
 use super::builder::{self, Builder};
 use super::dockerfile::{self, BuildContext};
 use super::reference::Reference;
-use super::store::{CachedDisk, Store};
+use super::store::{Held, Store};
 use super::{ImageRequest, Source, oci, registry, way};
 use crate::artifact::{Staged, create_folder, read_text};
 use crate::host::tools::Purpose;
@@ -105,12 +105,12 @@ impl Plan {
         identity: &str,
         store: &Store<'_>,
         request: &ImageRequest,
-    ) -> Option<CachedDisk> {
+    ) -> anyhow::Result<Option<Held>> {
         if request.refresh || identity.is_empty() {
-            return None;
+            return Ok(None);
         }
-        let digest = store.remembered(identity)?;
-        store.disk(&store.folder(&digest, request.size, way(request)))
+        let Some(digest) = store.remembered(identity) else { return Ok(None) };
+        store.take(&store.folder(&digest, request.size, way(request)))
     }
 
     pub(super) fn open(

@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use ureq::http::{Response, header};
 
 use super::file_hash;
-use crate::artifact::{create_folder, remove_any, require_space};
+use crate::artifact::{create_folder, publish_file, remove_any, require_space};
 use crate::error::Hint as _;
 use crate::{note, ui};
 
@@ -86,8 +86,7 @@ impl Download {
             return Err(anyhow!("its sha256 is {actual}\nexpected is  {sha256}"))
                 .with_context(|| format!("`{}` is not the expected file, and was not kept", self.url));
         }
-        fs::rename(&self.part, &self.destination)
-            .with_context(|| format!("failed to move `{}` to `{}`", self.part, self.destination))
+        publish_file(&self.part, &self.destination)
     }
 }
 

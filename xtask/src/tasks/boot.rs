@@ -13,12 +13,11 @@ use super::image::ImageOptions;
 use crate::boot::bootable::{self, Bootable, from_image, from_set};
 use crate::boot::plan::{Parts, Plan, plan};
 use crate::boot::request::{
-    NetworkRequest, TmpfsRequest, VolumeRequest, existing, gather_variables, parse_duration, parse_network,
-    parse_tmpfs, parse_volume,
+    NetworkRequest, TmpfsRequest, Volume, VolumeRequest, existing, gather_variables, parse_duration,
+    parse_network, parse_tmpfs, parse_volume,
 };
 use crate::boot::run::{self, Order};
 use crate::boot::{attachments, background};
-use crate::disk;
 use crate::error::usage;
 use crate::host::accelerator::{self, AcceleratorChoice};
 use crate::host::{ports, tools::Purpose};
@@ -152,9 +151,9 @@ pub struct BootArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
 
-    /// Keep what the guest writes, for the next boot with the same --name
-    #[arg(long)]
-    persist: bool,
+    /// Keep what the guest writes, for the next boot with the same --name; `reset` discards what was kept first
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "keep")]
+    persist: Option<Persist>,
 
     /// Print PID 1's steps with their times
     #[arg(long)]
@@ -172,6 +171,15 @@ pub struct BootArgs {
     image: ImageOptions,
 }
 
+/// What becomes of a kept disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Persist {
+    /// Go on with what was kept
+    Keep,
+    /// Discard what was kept, and begin anew
+    Reset,
+}
+
 impl BootArgs {
     /// Runs the task.
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
@@ -183,7 +191,8 @@ impl BootArgs {
         if let Some(name) = &self.name {
             RunDir::named(workspace, name).check_free()?;
         }
-        let volumes = self.volume.iter().map(|volume| volume.resolve(workspace)).collect::<Result<_, _>>()?;
+        let volumes: Vec<Volume> =
+            self.volume.iter().map(|volume| volume.resolve(workspace)).collect::<Result<_, _>>()?;
         let share = self.share.as_deref().map(|path| existing(path, "shared folder")).transpose()?;
         let variables = gather_variables(&self.env_file, &self.env)?;
         let source = self.source(context)?;
@@ -191,10 +200,10 @@ impl BootArgs {
         let mut ports = self.settled_ports(is_default)?;
 
         let request = self.image.request(source);
-        let bootable = match &self.from {
+        let mut bootable = match &self.from {
             Some(folder) => {
                 context.require(&[Purpose::Boot])?;
-                from_set(folder)?
+                from_set(workspace, folder)?
             }
             None => {
                 context.require(&bootable::purposes(workspace, &request)?)?;
@@ -238,6 +247,17 @@ impl BootArgs {
             healthcheck: bootable.config.config.healthcheck.clone(),
             kept: !self.rm && !self.dry_run && (self.detach || self.name.is_some()),
         };
+        let mut held = Vec::from_iter(bootable.in_use.take());
+        let mut kept_root = None;
+        if !self.dry_run {
+            held.extend(attachments::take_volumes(workspace, &volumes)?);
+            if let Some(how) = self.persist {
+                let name = self.name.as_deref().unwrap_or(&bootable.short_name);
+                let (disk, lock) = attachments::kept_root(workspace, &bootable, name, how == Persist::Reset)?;
+                held.push(lock);
+                kept_root = Some(disk);
+            }
+        }
         let (run_dir, lock) = RunDir::create(workspace, &description)?;
         let mut guard = Guard { run_dir: &run_dir, keeps: false };
         let private_network = match &self.network {
@@ -251,10 +271,10 @@ impl BootArgs {
         let parts = Parts {
             kernel: bootable.kernel.clone(),
             initramfs: bootable.initramfs.is_some().then(|| run_dir.initramfs()),
-            root: if self.dry_run {
-                attachments::discarding_root(&bootable)
-            } else {
-                attachments::root(workspace, &bootable, &run_dir, self.kept_disk(&bootable))?
+            root: match kept_root {
+                _ if self.dry_run => attachments::discarding_root(&bootable),
+                Some(disk) => disk,
+                None => attachments::fresh_root(&bootable, &run_dir)?,
             },
             accelerator,
             memory_mib: self.memory,
@@ -280,15 +300,12 @@ impl BootArgs {
             agent_socket: has_agent.then(|| run_dir.agent_socket()),
         };
         let planned = plan(parts).map_err(usage)?;
-        for disk in &planned.machine.disks[1..] {
-            disk::volume::ensure(workspace, &disk.path)?;
-        }
         if self.dry_run {
             return self.print(workspace, &bootable, planned);
         }
         if let Some(initramfs) = &bootable.initramfs {
             let bytes = run::initramfs(initramfs, &planned.boot_config)?;
-            artifact::write_whole(&run_dir.initramfs(), &bytes)?;
+            artifact::write_unsynced(&run_dir.initramfs(), &bytes)?;
         }
         for port in &ports {
             let scheme = if port.guest == 80 { "http://" } else { "" };
@@ -314,9 +331,9 @@ impl BootArgs {
                     "a machine with an init of its own runs in the foreground only: drop `-d`",
                 ));
             }
-            background::start(&run_dir, lock)?
+            background::start(&run_dir, lock, &held)?
         } else {
-            Some(run::in_foreground(&order, &run_dir)?)
+            Some(run::in_foreground(&order, &run_dir, bootable.set.take())?)
         };
         let Some(ended) = ended else {
             // From here on the supervisor clears away.
@@ -355,11 +372,6 @@ impl BootArgs {
             ports.push(port);
         }
         ports::settle(&ports)
-    }
-
-    /// What the disk is called that keeps what the guest writes, where one does.
-    fn kept_disk<'a>(&'a self, bootable: &'a Bootable) -> Option<&'a str> {
-        self.persist.then(|| self.name.as_deref().unwrap_or(&bootable.short_name))
     }
 
     /// The machine as one would start it by hand: the console on the terminal in place of the agent, writes thrown away.

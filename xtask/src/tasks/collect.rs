@@ -1,13 +1,12 @@
 //! `collect`: the recipe's last step, from the machine where the artifacts were built.
 
 use camino::Utf8PathBuf;
-use sha2::{Digest as _, Sha256};
 
 use super::Context;
+use crate::artifacts::Set;
 use crate::collect::{self, Request, SshOptions, Target};
 use crate::host::tools::Purpose;
 use crate::note;
-use crate::workspace::hex;
 
 /// Fetch init, kernel and disk from the machine where they were built, over SSH
 ///
@@ -48,13 +47,12 @@ impl CollectArgs {
             Some(folder) => collect::candidates_below(folder),
             None => collect::usual_candidates(workspace.root()),
         };
-        let lock = &hex(&Sha256::digest(destination.as_str()))[..16];
         collect::collect(&Request {
             target: &self.target,
             ssh: &self.ssh,
             candidates: &candidates,
             destination: &destination,
-            lock: &workspace.cache().join(format!("locks/collect-{lock}")),
+            lock: &Set::lock(workspace, &destination)?,
         })?;
         note!("boot it with `cargo xtask boot --from {destination}`");
         Ok(0)

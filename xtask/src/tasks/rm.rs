@@ -1,9 +1,6 @@
 //! `rm`: removes what is known of machines.
 
-use anyhow::anyhow;
-
 use super::{Context, each};
-use crate::error::Hint as _;
 use crate::vm::client::control;
 use crate::vm::record::run_dir::RunDir;
 
@@ -24,14 +21,10 @@ impl RmArgs {
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         Ok(each(&self.names, |name| {
             let run_dir = RunDir::find(&context.workspace, name)?;
-            if run_dir.is_running() {
-                if !self.force {
-                    return Err(anyhow!("the machine `{name}` is running"))
-                        .hint(format!("`cargo xtask stop {name}` ends it; `rm -f` does so at once"));
-                }
+            if self.force && run_dir.is_running() {
                 control::pull_the_plug(&run_dir)?;
             }
-            run_dir.remove()
+            run_dir.remove_ended()
         }))
     }
 }

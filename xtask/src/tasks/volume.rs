@@ -1,13 +1,13 @@
-//! `volume`: the named volumes that `boot -v NAME:GUEST` makes.
+//! `volume`: the disks that outlive machines: named volumes of `boot -v NAME:GUEST`, and what `boot --persist` keeps.
 
 use clap::{Args, Subcommand};
 
 use super::Context;
-use crate::disk::volume;
+use crate::disk::volume::{self, Kind};
 use crate::out;
 use crate::ui::{human_bytes, visible_word};
 
-/// List or remove named volumes
+/// List or remove the disks that outlive machines: named volumes, and what `boot --persist` keeps
 #[derive(Debug, Args)]
 pub struct VolumeArgs {
     #[command(subcommand)]
@@ -16,13 +16,17 @@ pub struct VolumeArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the volumes with the space that they take
+    /// List them with the space that they take
     Ls,
-    /// Remove volumes with all their data
+    /// Remove them with all their data
     Rm {
         /// Names as `ls` shows them
         #[arg(required = true)]
         name: Vec<String>,
+
+        /// Which, where a volume and a kept disk have one name
+        #[arg(long, value_enum)]
+        kind: Option<Kind>,
     },
 }
 
@@ -31,14 +35,15 @@ impl VolumeArgs {
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         match &self.action {
             Action::Ls => {
-                out!("{:40} {:>10}  IN USE", "NAME", "ON DISK");
+                out!("{:40} {:8} {:>10}  IN USE", "NAME", "KIND", "ON DISK");
                 for volume in volume::all(&context.workspace)? {
-                    let in_use = if volume.in_use { "yes" } else { "no" };
-                    out!("{:40} {:>10}  {in_use}", visible_word(&volume.name), human_bytes(volume.space));
+                    let (kind, in_use) = (volume.kind.word(), if volume.in_use { "yes" } else { "no" });
+                    let (name, space) = (visible_word(&volume.name), human_bytes(volume.space));
+                    out!("{name:40} {kind:8} {space:>10}  {in_use}");
                 }
             }
-            Action::Rm { name } => {
-                name.iter().try_for_each(|name| volume::remove(&context.workspace, name))?
+            Action::Rm { name, kind } => {
+                name.iter().try_for_each(|name| volume::remove(&context.workspace, name, *kind))?
             }
         }
         Ok(0)

@@ -11,7 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{Lock, create_folder, read_text, remove_any, write_whole};
+use crate::artifact::{Lock, create_folder, read_text, remove_any, write_unsynced};
 use crate::vm::machine::PrivateNetwork;
 
 /// The list, in the network's folder.
@@ -144,7 +144,8 @@ fn read(folder: &Utf8Path) -> Vec<Member> {
 }
 
 fn write(folder: &Utf8Path, members: &[Member]) -> anyhow::Result<()> {
-    write_whole(&folder.join(LIST), &serde_json::to_vec(members)?)
+    // Nobody of it lives on when this host is started again.
+    write_unsynced(&folder.join(LIST), &serde_json::to_vec(members)?)
 }
 
 #[cfg(test)]

@@ -132,9 +132,22 @@ impl Record {
 
     /// Changes the state and writes it down.
     pub fn update(&self, change: impl FnOnce(&mut State)) {
+        self.change(change, RunDir::write_state);
+    }
+
+    /// Writes down how the machine ended, also where the disk is full; for good.
+    pub fn end(&self, ended: Ended) {
+        self.change(|state| state.ended = Some(ended), RunDir::write_end);
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut State),
+        write: impl FnOnce(&RunDir, &State) -> anyhow::Result<()>,
+    ) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
-        if let Err(error) = self.run_dir.write_state(&state) {
+        if let Err(error) = write(&self.run_dir, &state) {
             // The machine itself is not to suffer for it.
             crate::note!("warning: {error:#}");
         }

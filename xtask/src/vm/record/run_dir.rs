@@ -4,6 +4,7 @@
 //! cleared away when the next machine is made.
 
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,7 +14,9 @@ use serde::de::DeserializeOwned;
 
 use super::holder::Holder;
 use super::{Description, State};
-use crate::artifact::{Lock, create_folder, read_text, remove_any, write_whole};
+use crate::artifact::{
+    Lock, Staged, create_folder, discard, publish_file, read_text, remove_any, write_unsynced,
+};
 use crate::error::Hint as _;
 use crate::nearest::nearest;
 use crate::workspace::Workspace;
@@ -23,6 +26,8 @@ use crate::workspace::Workspace;
 pub struct RunDir {
     path: Utf8PathBuf,
     sockets: Utf8PathBuf,
+    /// Held by whoever makes or removes a machine.
+    turn: Utf8PathBuf,
 }
 
 /// Held by a machine's supervisor for as long as it lives.
@@ -41,7 +46,11 @@ impl RunLock {
 impl RunDir {
     /// The folder of the machine with this name, whether it exists or not.
     pub fn named(workspace: &Workspace, name: &str) -> RunDir {
-        RunDir { path: workspace.machines().join(name), sockets: workspace.sockets().join(name) }
+        RunDir {
+            path: workspace.machines().join(name),
+            sockets: workspace.sockets().join(name),
+            turn: workspace.lock("machines"),
+        }
     }
 
     /// The machine of this name. Errors where there is none, with the nearest name.
@@ -75,7 +84,9 @@ impl RunDir {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.with_context(|| format!("failed to read `{folder}`"))?,
         };
-        let mut names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_owned()).collect();
+        let names = entries.flatten().map(|entry| entry.file_name().to_owned());
+        // One that is being made, or removed, in this moment has another name.
+        let mut names: Vec<String> = names.filter(|name| parse_name(name).is_ok()).collect();
         names.sort();
         Ok(names.iter().map(|name| RunDir::named(workspace, name)).collect())
     }
@@ -83,23 +94,31 @@ impl RunDir {
     /// Makes the folder for a new machine, in place of an ended one of this name, and clears away what killed ones have
     /// left. Errors where a machine of this name runs.
     pub fn create(workspace: &Workspace, description: &Description) -> anyhow::Result<(RunDir, RunLock)> {
-        // A folder that was just made and is not locked yet must not look like one that was left.
-        let _turn = Lock::hold(&workspace.cache().join("locks/machines.lock"), "the list of machines")?;
+        // Whoever removes machines is to see this one locked, or not at all.
+        let _turn = Lock::hold_briefly(&workspace.lock("machines"))?;
         for left in RunDir::all(workspace)?.iter().filter(|machine| !machine.is_running()) {
             match left.description() {
                 Ok(description) if description.kept => left.retire()?,
-                _ => left.remove()?,
+                _ => left.clear()?,
             }
         }
         let run_dir = RunDir::named(workspace, &description.name);
         run_dir.check_free()?;
-        run_dir.remove()?;
+        run_dir.clear()?;
         create_folder(&workspace.sockets())?;
         restrict(&workspace.sockets())?;
         create_folder(&run_dir.sockets)?;
-        create_folder(&run_dir.path)?;
-        let lock = run_dir.lock()?;
-        run_dir.write(DESCRIPTION, description)?;
+
+        let staged = Staged::new(&run_dir.path)?;
+        create_folder(staged.path())?;
+        let lock = lock(&staged.path().join(LOCK))?;
+        write(&staged.path().join(DESCRIPTION), &to_json(description)?)?;
+        write(&staged.path().join(SPARE), &[b' '; SPARE_BYTES])?;
+        if description.kept {
+            staged.publish()?
+        } else {
+            staged.publish_unsynced()?
+        }
         Ok((run_dir, lock))
     }
 
@@ -133,9 +152,21 @@ impl RunDir {
         self.read(STATE).unwrap_or_default()
     }
 
-    /// Notes what became of it.
+    /// Notes what became of it, for as long as this host runs.
     pub fn write_state(&self, state: &State) -> anyhow::Result<()> {
-        self.write(STATE, state)
+        write_unsynced(&self.path.join(STATE), &to_json(state)?)
+    }
+
+    /// Notes how it ended, for good where that is kept. That takes no room on the disk, which the machine may have filled: there is a file
+    /// for it, which gets another name.
+    pub fn write_end(&self, state: &State) -> anyhow::Result<()> {
+        let (spare, path) = (self.path.join(SPARE), self.path.join(STATE));
+        write_in_place(&spare, &ending(state)?).with_context(|| format!("failed to write `{spare}`"))?;
+        if self.description()?.kept {
+            publish_file(&spare, &path)
+        } else {
+            fs::rename(&spare, &path).with_context(|| format!("failed to move `{spare}` to `{path}`"))
+        }
     }
 
     /// What the machine's supervisor is told.
@@ -145,7 +176,7 @@ impl RunDir {
 
     /// The inverse of [`RunDir::read_plan`].
     pub fn write_plan(&self, plan: &impl Serialize) -> anyhow::Result<()> {
-        self.write(PLAN, plan)
+        write_unsynced(&self.path.join(PLAN), &to_json(plan)?)
     }
 
     /// What the machine writes to its disk, gone with it.
@@ -231,16 +262,33 @@ impl RunDir {
         }
     }
 
-    /// Removes everything.
+    /// Removes everything. To be called by its supervisor.
     pub fn remove(&self) -> anyhow::Result<()> {
+        let _turn = Lock::hold_briefly(&self.turn)?;
+        self.clear()
+    }
+
+    /// Removes everything of a machine that has ended. Errors where it runs, or another one of its name does by now.
+    pub fn remove_ended(&self) -> anyhow::Result<()> {
+        let _turn = Lock::hold_briefly(&self.turn)?;
+        if self.is_running() {
+            let name = self.name();
+            return Err(anyhow::anyhow!("the machine `{name}` is running"))
+                .hint(format!("`cargo xtask stop {name}` ends it; `rm -f` does so at once"));
+        }
+        self.clear()
+    }
+
+    fn clear(&self) -> anyhow::Result<()> {
         remove_any(&self.sockets)?;
-        remove_any(&self.path)
+        discard(&self.path)
     }
 
     /// Removes what is of no use after the end, and leaves what tells of it.
     pub fn retire(&self) -> anyhow::Result<()> {
         remove_any(&self.sockets)?;
-        for path in [self.overlay(), self.base(), self.initramfs(), self.files()] {
+        let spare = self.path.join(SPARE);
+        for path in [self.overlay(), self.base(), self.initramfs(), self.files(), spare] {
             remove_any(&path)?;
         }
         Ok(())
@@ -250,18 +298,42 @@ impl RunDir {
         let path = self.path.join(file);
         serde_json::from_str(&read_text(&path)?).with_context(|| format!("failed to understand `{path}`"))
     }
+}
 
-    fn write(&self, file: &str, value: &impl Serialize) -> anyhow::Result<()> {
-        write_whole(&self.path.join(file), &serde_json::to_vec_pretty(value)?)
-    }
+/// The supervisor's lock. Whoever looks whether it is held lets go at once.
+fn lock(path: &Utf8Path) -> anyhow::Result<RunLock> {
+    let file = File::create(path).with_context(|| format!("failed to create `{path}`"))?;
+    file.lock().with_context(|| format!("failed to lock `{path}`"))?;
+    Ok(RunLock { file })
+}
 
-    /// The supervisor's lock. Whoever looks whether it is held lets go at once.
-    fn lock(&self) -> anyhow::Result<RunLock> {
-        let path = self.path.join(LOCK);
-        let file = File::create(&path).with_context(|| format!("failed to create `{path}`"))?;
-        file.lock().with_context(|| format!("failed to lock `{path}`"))?;
-        Ok(RunLock { file })
+fn to_json(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(value)?)
+}
+
+/// In a folder that is not published yet.
+fn write(path: &Utf8Path, bytes: &[u8]) -> anyhow::Result<()> {
+    fs::write(path, bytes).with_context(|| format!("failed to write `{path}`"))
+}
+
+/// The state as it is written in the end: with as many of the console's last lines as there is room for.
+fn ending(state: &State) -> anyhow::Result<Vec<u8>> {
+    let mut state = state.clone();
+    loop {
+        let json = to_json(&state)?;
+        match &mut state.ended {
+            Some(ended) if json.len() > SPARE_BYTES && !ended.last_lines.is_empty() => {
+                ended.last_lines.remove(0);
+            }
+            _ => return Ok(json),
+        }
     }
+}
+
+fn write_in_place(path: &Utf8Path, bytes: &[u8]) -> std::io::Result<()> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    file.write_all_at(bytes, 0)?;
+    file.set_len(bytes.len() as u64)
 }
 
 /// How long a wait without end waits at a time.
@@ -273,6 +345,10 @@ const LOCK: &str = "lock";
 const DESCRIPTION: &str = "machine.json";
 const STATE: &str = "state.json";
 const PLAN: &str = "plan.json";
+
+/// Room for the machine's end, taken while there is some.
+const SPARE: &str = "spare";
+const SPARE_BYTES: usize = 64 << 10;
 
 /// Whoever can connect to a machine's sockets is root inside it: the folder is its owner's alone.
 pub fn restrict(folder: &Utf8Path) -> anyhow::Result<()> {

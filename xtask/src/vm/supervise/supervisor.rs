@@ -1,7 +1,6 @@
 //! Runs one machine from launch to end: starts QEMU, listens to its console, connects the agent with its clients, and
 //! follows the machine's [lifecycle](super::lifecycle). QEMU never outlives this process.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
@@ -22,7 +21,6 @@ use super::wires::{
     EVENTS, Event, MAIN_CLIENT, Places, accept_clients, carry_agent, read_console, type_on_console,
     watch_process,
 };
-use crate::disk::volume;
 use crate::host::confine::{Files, Rights, confine, is_low};
 use crate::host::process::die_with;
 use crate::host::tools;
@@ -88,8 +86,6 @@ pub struct Supervisor {
     limits: Limits,
     console_is_main: bool,
     log: ConsoleLog,
-    /// Locks on the disks that it writes to.
-    _disks: Vec<File>,
     _network: Attached,
 }
 
@@ -113,8 +109,6 @@ impl Ending {
 impl Supervisor {
     /// Starts QEMU, as a user of its own where this one is root. Errors where QEMU cannot be started at all.
     pub fn launch(machine: &Machine, mut supervision: Supervision) -> anyhow::Result<Supervisor> {
-        let written = machine.disks.iter().filter(|disk| !disk.read_only && !disk.snapshot);
-        let disks = written.map(|disk| volume::lock(&disk.path)).collect::<anyhow::Result<Vec<_>>>()?;
         let (sender, events) = mpsc::sync_channel(EVENTS);
         let mut inherited = Inherited::of(machine)?;
         let network = net::attach(machine, &mut inherited, &sender, Event::Names)?;
@@ -178,7 +172,6 @@ impl Supervisor {
             limits: supervision.limits,
             console_is_main: supervision.console_is_main,
             log,
-            _disks: disks,
             _network: network,
         })
     }
