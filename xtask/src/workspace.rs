@@ -62,7 +62,7 @@ impl Workspace {
 
     /// One whose cache is below this folder, for tests.
     #[cfg(test)]
-    pub(crate) fn with_cache(cache: &Utf8Path) -> Workspace {
+    pub(crate) fn for_test(cache: &Utf8Path) -> Workspace {
         let folder = |name: &str| cache.join(name);
         Workspace {
             root: folder("root"),

@@ -205,7 +205,7 @@ mod tests {
 
     fn world() -> (tempfile::TempDir, Workspace) {
         let guard = tempfile::tempdir().unwrap();
-        let workspace = Workspace::with_cache(Utf8Path::from_path(guard.path()).unwrap());
+        let workspace = Workspace::for_test(Utf8Path::from_path(guard.path()).unwrap());
         (guard, workspace)
     }
 

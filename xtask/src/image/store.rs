@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn a_disk_counts_with_its_record_its_config_and_its_whole_size() {
         let guard = tempfile::tempdir().unwrap();
-        let workspace = Workspace::with_cache(Utf8Path::from_path(guard.path()).unwrap());
+        let workspace = Workspace::for_test(Utf8Path::from_path(guard.path()).unwrap());
         let store = Store::new(&workspace);
         let whole = disk(&store, "sha256:1");
         assert_eq!(store.disk(&whole.folder), Some(whole.clone()));
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn a_torn_memory_is_none() {
         let guard = tempfile::tempdir().unwrap();
-        let workspace = Workspace::with_cache(Utf8Path::from_path(guard.path()).unwrap());
+        let workspace = Workspace::for_test(Utf8Path::from_path(guard.path()).unwrap());
         let store = Store::new(&workspace);
         let digest = format!("sha256:{}", "0a".repeat(32));
         assert_eq!(store.remembered("source"), None);
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn a_disk_that_is_held_has_a_shared_lock_and_a_missing_one_is_not_held() {
         let guard = tempfile::tempdir().unwrap();
-        let workspace = Workspace::with_cache(Utf8Path::from_path(guard.path()).unwrap());
+        let workspace = Workspace::for_test(Utf8Path::from_path(guard.path()).unwrap());
         let store = Store::new(&workspace);
         let cached = disk(&store, "sha256:1");
         let users = users_file(&cached.folder).unwrap().unwrap();
