@@ -97,7 +97,7 @@ pub fn publish_file(file: &Utf8Path, destination: &Utf8Path) -> anyhow::Result<(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use camino::Utf8PathBuf;
 
@@ -105,6 +105,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();
         (folder, path)
+    }
+
+    /// Waits for a lock that was let go of: a child of another test holds it too, between its fork and its exec.
+    pub(crate) fn wait_for<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            if let Some(found) = attempt() {
+                return found;
+            }
+            assert!(std::time::Instant::now() < deadline, "waited in vain");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn is_there(file: &File, path: &Utf8Path) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::tests::scratch;
+    use crate::artifact::tests::{scratch, wait_for};
     use std::fs;
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
         let other = File::options().write(true).open(&path).unwrap();
         assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
         drop(held);
-        assert!(other.try_lock().is_ok());
+        wait_for(|| other.try_lock().ok());
         drop(other);
         let held = Lock::hold_briefly(&path).unwrap();
         let waiting = std::thread::spawn(move || Lock::hold_briefly(&path).map(drop));
@@ -165,7 +165,7 @@ mod tests {
         drop(first);
         assert_eq!(Lock::try_own(&path).unwrap().unwrap_err(), InUse);
         drop(second);
-        let owner = Lock::try_own(&path).unwrap().unwrap().unwrap();
+        let owner = wait_for(|| Lock::try_own(&path).unwrap().ok()).unwrap();
         assert_eq!(Lock::try_share(&path).unwrap().unwrap_err(), InUse);
         // A user that comes while it is removed finds that it is gone.
         let late = std::thread::spawn({

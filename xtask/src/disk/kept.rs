@@ -185,34 +185,35 @@ mod tests {
         (guard, workspace, Wanted { origin, base: Base { path, format: DiskFormat::Raw } })
     }
 
-    fn refusal(result: anyhow::Result<(Lock, Base)>) -> String {
-        crate::error::render(&result.unwrap_err())
+    /// Why the disk is refused, other than for a lock.
+    fn refusal(workspace: &Workspace, wanted: &Wanted) -> String {
+        wait_for(|| {
+            let text = crate::error::render(&take(workspace, "box", wanted, false).unwrap_err());
+            (!text.contains("in use")).then_some(text)
+        })
     }
 
     #[test]
     fn a_kept_disk_belongs_to_one_machine_and_stays() {
         let (_guard, workspace, base) = world();
         let (lock, _) = take(&workspace, "box", &base, false).unwrap();
-        assert!(
-            refusal(take(&workspace, "box", &base, false))
-                .contains("the disk `box` is in use by another machine")
-        );
+        assert!(refusal(&workspace, &base).contains("the disk `box` is in use by another machine"));
         assert!(refusal(take(&workspace, "box", &base, true)).contains("in use by another machine"));
         assert!(remove(&workspace, "box").is_err());
         assert!(is_in_use(&workspace, &disk(&workspace, "box")).unwrap());
         drop(lock);
-        assert!(!is_in_use(&workspace, &disk(&workspace, "box")).unwrap());
+        wait_for(|| (!is_in_use(&workspace, &disk(&workspace, "box")).unwrap()).then_some(()));
         let all = all(&workspace).unwrap();
         assert_eq!(
             (all.len(), all[0].name.as_str(), &all[0].base),
             (1, "box", &Some(base.base.path.clone()))
         );
-        drop(take(&workspace, "box", &base, false).unwrap());
+        drop(wait_for(|| take(&workspace, "box", &base, false).ok()));
         // Another name of the same disk is not another disk.
         let renamed =
             Wanted { origin: Origin { image: "other".into(), ..base.origin.clone() }, ..base.clone() };
-        drop(take(&workspace, "box", &renamed, false).unwrap());
-        remove(&workspace, "box").unwrap();
+        drop(wait_for(|| take(&workspace, "box", &renamed, false).ok()));
+        wait_for(|| remove(&workspace, "box").ok());
         assert_eq!(workspace.persistent_disks().read_dir_utf8().unwrap().count(), 0);
         assert!(remove(&workspace, "box").unwrap_err().to_string().contains("there is no kept disk `box`"));
     }
@@ -220,7 +221,7 @@ mod tests {
     #[test]
     fn a_changed_base_is_refused_with_both_names_until_what_was_kept_is_discarded() {
         let (_guard, workspace, base) = world();
-        drop(take(&workspace, "box", &base, false).unwrap());
+        drop(wait_for(|| take(&workspace, "box", &base, false).ok()));
         let kept = fs::read(disk(&workspace, "box")).unwrap();
         let digest = format!("sha256:{}", "2".repeat(64));
         let changed = [
@@ -228,7 +229,7 @@ mod tests {
             Wanted { origin: Origin { size: 2 << 20, ..base.origin.clone() }, ..base.clone() },
         ];
         for (other, says) in changed.iter().zip(["`app` (sha256:222222222222, 1.00 MiB)", "2.00 MiB)"]) {
-            let text = refusal(take(&workspace, "box", other, false));
+            let text = refusal(&workspace, other);
             assert!(
                 text.contains("was made on `app` (sha256:111111111111, 1.00 MiB), and this boot is of"),
                 "{text}"
@@ -236,8 +237,8 @@ mod tests {
             assert!(text.contains(says) && text.contains("--persist=reset"), "{text}");
             assert_eq!(fs::read(disk(&workspace, "box")).unwrap(), kept);
         }
-        drop(take(&workspace, "box", &changed[0], true).unwrap());
-        drop(take(&workspace, "box", &changed[0], false).unwrap());
+        drop(wait_for(|| take(&workspace, "box", &changed[0], true).ok()));
+        drop(wait_for(|| take(&workspace, "box", &changed[0], false).ok()));
         assert!(take(&workspace, "box", &base, false).is_err());
     }
 
@@ -247,26 +248,26 @@ mod tests {
         let path = disk(&workspace, "box");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "").unwrap();
-        drop(take(&workspace, "box", &base, false).unwrap());
+        drop(wait_for(|| take(&workspace, "box", &base, false).ok()));
         assert_eq!(backing_file(&path).as_ref(), Some(&base.base.path));
         fs::write(&path, "something").unwrap();
-        let text = refusal(take(&workspace, "box", &base, false));
+        let text = refusal(&workspace, &base);
         assert!(
             text.contains("the kept disk `box` is damaged") && text.contains("--persist=reset"),
             "{text}"
         );
-        drop(take(&workspace, "box", &base, true).unwrap());
+        drop(wait_for(|| take(&workspace, "box", &base, true).ok()));
         fs::remove_file(&base.base.path).unwrap();
-        assert!(refusal(take(&workspace, "box", &base, false)).contains("which is gone"));
+        assert!(refusal(&workspace, &base).contains("which is gone"));
     }
 
     #[test]
     fn a_disk_of_an_earlier_workbench_is_known_by_the_file_that_it_lies_on() {
         let (_guard, workspace, base) = world();
-        drop(take(&workspace, "box", &base, false).unwrap());
+        drop(wait_for(|| take(&workspace, "box", &base, false).ok()));
         fs::remove_file(record(&disk(&workspace, "box"))).unwrap();
-        drop(take(&workspace, "box", &base, false).unwrap());
+        drop(wait_for(|| take(&workspace, "box", &base, false).ok()));
         let elsewhere = Wanted { base: Base { path: workspace.cache().join("other"), ..base.base }, ..base };
-        assert!(refusal(take(&workspace, "box", &elsewhere, false)).contains("and this boot is of `"));
+        assert!(refusal(&workspace, &elsewhere).contains("and this boot is of `"));
     }
 }

@@ -202,6 +202,7 @@ pub fn link_file(file: &Utf8Path, folder: &Utf8Path, name: &str) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::tests::wait_for;
 
     fn world() -> (tempfile::TempDir, Workspace) {
         let guard = tempfile::tempdir().unwrap();
@@ -220,7 +221,8 @@ mod tests {
             assert!(check_free(&workspace, "data", access).is_err());
         }
         drop(writer);
-        let readers = [Access::Read, Access::Read].map(|access| take(&workspace, &data, access).unwrap());
+        let readers =
+            [Access::Read, Access::Read].map(|access| wait_for(|| take(&workspace, &data, access).ok()));
         check_free(&workspace, "data", Access::Read).unwrap();
         assert!(take(&workspace, &data, Access::Write).is_err());
         assert!(remove(&workspace, "data", None).is_err());
@@ -228,7 +230,7 @@ mod tests {
         assert_eq!((all.len(), all[0].name.as_str(), all[0].in_use), (1, "data", true));
         assert!((1..64 << 20).contains(&all[0].space), "{} bytes", all[0].space);
         drop(readers);
-        remove(&workspace, "data", None).unwrap();
+        wait_for(|| remove(&workspace, "data", None).ok());
         assert!(!data.exists());
         check_free(&workspace, "data", Access::Write).unwrap();
         let error = remove(&workspace, "data", None).unwrap_err().to_string();
@@ -236,20 +238,26 @@ mod tests {
     }
 
     #[test]
-    fn looking_is_never_taken_for_a_machine() {
+    fn whoever_looks_takes_turns_with_whoever_takes() {
         let (_guard, workspace) = world();
         let data = disk(&workspace, "data");
         drop(take(&workspace, &data, Access::Write).unwrap());
-        std::thread::scope(|scope| {
-            scope.spawn(|| (0..300).for_each(|_| assert!(!all(&workspace).unwrap().is_empty())));
-            (0..300).for_each(|_| drop(take(&workspace, &data, Access::Write).unwrap()));
-        });
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                (0..300).for_each(|_| drop(check_free(&workspace, "data", Access::Write)));
-            });
-            (0..300).for_each(|_| drop(take(&workspace, &data, Access::Write).unwrap()));
-        });
+        // While somebody else has the turn, nobody has the lock that a look takes.
+        let other = turn(&workspace).unwrap();
+        let looks = [
+            std::thread::spawn({
+                let workspace = workspace.clone();
+                move || all(&workspace).map(drop)
+            }),
+            std::thread::spawn({
+                let workspace = workspace.clone();
+                move || check_free(&workspace, "data", Access::Write)
+            }),
+        ];
+        drop(wait_for(|| lock(&data, Access::Write).ok()));
+        assert!(looks.iter().all(|look| !look.is_finished()));
+        drop(other);
+        looks.into_iter().for_each(|look| look.join().unwrap().unwrap());
     }
 
     #[test]
@@ -261,10 +269,10 @@ mod tests {
         let kinds: Vec<&str> = all(&workspace).unwrap().iter().map(|volume| volume.kind.word()).collect();
         assert_eq!(kinds, ["kept", "volume"]);
         assert!(remove(&workspace, "db", None).is_err());
-        remove(&workspace, "db", Some(Kind::Volume)).unwrap();
+        wait_for(|| remove(&workspace, "db", Some(Kind::Volume)).ok());
         assert!(remove(&workspace, "db", Some(Kind::Volume)).is_err());
         assert!(kept::disk(&workspace, "db").exists());
-        remove(&workspace, "db", None).unwrap();
+        wait_for(|| remove(&workspace, "db", None).ok());
         assert_eq!(all(&workspace).unwrap(), []);
     }
 }
