@@ -21,6 +21,12 @@ const SEEDS: [&[u8]; 3] = [
     include_bytes!("../../fuzz/seeds/layer/gnu-sparse.tar"),
 ];
 
+/// The same for what a machine sends to `cp`.
+const SENT: [&[u8]; 2] = [
+    include_bytes!("../../fuzz/seeds/extraction/gnu.tar"),
+    include_bytes!("../../fuzz/seeds/extraction/pax.tar"),
+];
+
 /// Offsets and bytes to put there.
 fn changes() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
     prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12)
@@ -47,6 +53,14 @@ proptest! {
     }
 
     #[test]
+    fn dockerfiles_and_what_they_ignore(text in "[a-c*?!/\\\\#\\[\\]^\n -]{0,40}", bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+        fuzz::dockerignore(text.as_bytes());
+        fuzz::dockerignore(&bytes);
+        fuzz::dockerfile(text.as_bytes());
+        fuzz::dockerfile(&[b"\x7fELF\x02\x01", &bytes[..]].concat());
+    }
+
+    #[test]
     fn references(text in "[a-zA-Z0-9:/@._\\-\\[\\] é]{0,80}", bytes in prop::collection::vec(any::<u8>(), 0..60)) {
         fuzz::reference(text.as_bytes());
         fuzz::reference(&bytes);
@@ -63,6 +77,12 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// As this user; a changed header may say anything of owners, modes and kinds.
+    #[test]
+    fn extractions(seed in prop::sample::select(&SENT), changes in changes()) {
+        fuzz::extraction(&changed(seed.to_vec(), &changes));
+    }
 
     /// What is not refused is a file system in which e2fsck finds nothing, whatever the archive says.
     #[test]
@@ -83,6 +103,13 @@ proptest! {
 
 #[test]
 fn the_seeds_are_good_archives() {
+    for seed in SENT {
+        let target = Scratch::new();
+        let rules = init::archive::Rules::Foreign { name: b"asked".into(), keep_all: false };
+        init::archive::extract(seed, target.path().as_std_path(), &rules, &mut |_| {}).unwrap();
+        assert!(target.path().join("asked/folder/file").is_file());
+        fuzz::extraction(seed);
+    }
     for seed in SEEDS {
         assert!(fuzz::with_checksums(seed) == seed, "its checksums are right as they are");
         fuzz::layer(seed);

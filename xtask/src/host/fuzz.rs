@@ -11,7 +11,8 @@ use camino::Utf8Path;
 use super::process::{dies_with_us, run_watched};
 
 /// The targets, as `fuzz/Cargo.toml` names them.
-const TARGETS: [&str; 5] = ["layer", "reference", "manifest", "protocol", "qcow2"];
+const TARGETS: [&str; 8] =
+    ["layer", "reference", "manifest", "protocol", "qcow2", "extraction", "dockerignore", "dockerfile"];
 
 /// Coverage counters and traced comparisons, which libFuzzer steers by (cargo-fuzz, `src/project.rs`).
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

@@ -203,7 +203,7 @@ fn hash_file(hash: &mut Sha256, path: &Utf8Path) -> anyhow::Result<()> {
 }
 
 /// True if a Dockerfile copies `init` out of its context.
-fn mentions_init(dockerfile: &str) -> bool {
+pub(super) fn mentions_init(dockerfile: &str) -> bool {
     dockerfile.lines().any(|line| {
         let mut words = line.split([' ', '\t', '[', ']', ',', '"']).filter(|word| !word.is_empty());
         let is_copy =
@@ -212,7 +212,7 @@ fn mentions_init(dockerfile: &str) -> bool {
     })
 }
 
-fn host_programs(dockerfile: &str) -> impl Iterator<Item = &str> {
+pub(super) fn host_programs(dockerfile: &str) -> impl Iterator<Item = &str> {
     dockerfile.lines().filter_map(|line| line.trim().strip_prefix(HOST_PROGRAM)).map(str::trim)
 }
 
@@ -234,16 +234,17 @@ fn host_program(name: &str, dockerfile: &Utf8Path) -> anyhow::Result<Utf8PathBuf
 }
 
 /// True for an ELF that needs a dynamic loader: it has a program header of type PT_INTERP (System V ABI, chapter 5).
-fn names_an_interpreter(program: &[u8]) -> bool {
+pub(super) fn names_an_interpreter(program: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
     let number = |at: usize, length: usize| -> Option<usize> {
-        let bytes = program.get(at..at + length)?;
+        let bytes = program.get(at..at.checked_add(length)?)?;
         Some(bytes.iter().rev().fold(0, |number, &byte| number << 8 | usize::from(byte)))
     };
     let is_elf64 = program.starts_with(b"\x7fELF\x02\x01");
     let headers = || Some((number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?));
     let Some((table, size, count)) = headers().filter(|_| is_elf64) else { return false };
-    (0..count).any(|index| number(table.saturating_add(index * size), 4) == Some(PT_INTERP as usize))
+    (0..count)
+        .any(|index| number(table.saturating_add(index.saturating_mul(size)), 4) == Some(PT_INTERP as usize))
 }
 
 #[cfg(test)]

@@ -2,16 +2,21 @@
 //!
 //! They panic where something does not hold. An input that is refused is fine.
 
+use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr as _;
 
+use init::archive::{Rules, extract};
+
+use super::dockerignore::DockerIgnore;
 use super::flatten::{Whiteouts, flatten};
 use super::layer::Layer;
 use super::oci::Manifest;
 use super::reference::Reference;
 use super::source::Source;
 use super::tree::{Kind, ROOT, Tree};
-use super::{archive, rootfs_tar};
+use super::{archive, dockerfile, rootfs_tar};
 use crate::disk::ext4;
 
 /// A tar's header and content blocks, in bytes.
@@ -115,6 +120,66 @@ fn contents(tree: &Tree) -> Vec<u64> {
         }
     }
     found
+}
+
+/// What a machine sends to `cp` changes nothing beside what was asked for, and what anybody unpacks nothing outside its target.
+pub fn extraction(input: &[u8]) {
+    let archive = with_checksums(input);
+    let Ok(folder) = tempfile::tempdir() else { return };
+    let (target, sentinel) = (folder.path().join("target"), folder.path().join("sentinel"));
+    let beside = target.join("beside");
+    let made = fs::create_dir(&target).and_then(|()| fs::write(&sentinel, b"precious"));
+    if made.and_then(|()| fs::write(&beside, b"precious")).is_err() {
+        return;
+    }
+    let known = |path: &std::path::Path| {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        let content = if metadata.is_file() { fs::read(path).ok()? } else { Vec::new() };
+        let owner = (metadata.mode(), metadata.uid(), metadata.gid());
+        let links = if metadata.is_file() { metadata.nlink() } else { 0 };
+        Some((owner, links, metadata.mtime(), content))
+    };
+    let foreign = |name: &str, keep_all| Rules::Foreign { name: name.into(), keep_all };
+    for rules in [foreign("asked", false), foreign("asked", true), foreign(".", true), Rules::Own] {
+        let before = [&*sentinel, &*beside].map(known);
+        let mode = known(&target).map(|(owner, ..)| owner);
+        let _ = extract(&archive[..], &target, &rules, &mut |_| {});
+        let after = [&*sentinel, &*beside].map(known);
+        assert_eq!(before[0], after[0], "{rules:?}");
+        let names: Vec<_> = fs::read_dir(folder.path()).into_iter().flatten().flatten().collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        if let Rules::Foreign { name, .. } = &rules {
+            assert_eq!(mode, known(&target).map(|(owner, ..)| owner), "{rules:?}");
+            assert!(name == b"." || before[1] == after[1], "{rules:?}");
+        }
+    }
+}
+
+/// Patterns are read and matched, whatever they are; and a pattern that is a path's own letters matches the path.
+pub fn dockerignore(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let (path, patterns) = text.split_once('\n').unwrap_or((text, ""));
+    let ignore = DockerIgnore::parse(patterns);
+    let _ = (ignore.ignores(path), ignore.has_exceptions());
+    let is_plain = |name: &str| !matches!(name, "" | "." | "..") && name == name.trim();
+    let is_path =
+        path.split('/').all(is_plain) && !path.starts_with(['!', '#', '\u{feff}']) && !path.contains('\r');
+    if is_path {
+        let escaped: String = path
+            .chars()
+            .flat_map(|letter| if letter == '/' { vec![letter] } else { vec!['\\', letter] })
+            .collect();
+        assert!(DockerIgnore::parse(&escaped).ignores(path), "{escaped}");
+        assert!(!DockerIgnore::parse(&format!("{escaped}\n!{escaped}")).ignores(path), "{escaped}");
+    }
+}
+
+/// A Dockerfile's text and a program's bytes are read, whatever they are.
+pub fn dockerfile(input: &[u8]) {
+    let _ = dockerfile::names_an_interpreter(input);
+    let text = String::from_utf8_lossy(input);
+    let _ = dockerfile::mentions_init(&text);
+    assert!(dockerfile::host_programs(&text).all(|name| !name.contains('\n')));
 }
 
 /// A name that is accepted is written in full, and means the same when it is read again.
