@@ -143,7 +143,10 @@ impl<W: Write> Archive<'_, W> {
     fn add_children(&mut self, path: &Path, way: &Path, directory: &Inode, to_do: &mut Vec<PathBuf>) {
         let begin = to_do.len();
         let listed = fs::read_dir(directory.path()).and_then(|mut entries| {
-            entries.try_for_each(|entry| Ok(to_do.push(way.join(entry?.file_name()))))
+            entries.try_for_each(|entry| {
+                to_do.push(way.join(entry?.file_name()));
+                Ok(())
+            })
         });
         if let Err(e) = listed {
             to_do.truncate(begin);
