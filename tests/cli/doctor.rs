@@ -159,7 +159,7 @@ fn what_apt_takes_away_to_bring_another_comes_back() {
     let programs: Vec<&str> = TOOLS
         .iter()
         .filter_map(|tool| match tool.probe {
-            Probe::Program(name) | Probe::RootlessPodman(name)
+            Probe::Program(name) | Probe::Podman(name) | Probe::RootlessPodman(name)
                 if name != "flex" && !name.starts_with("apt") =>
             {
                 Some(name)

@@ -6,6 +6,7 @@
 mod support;
 
 mod bad;
+mod builds;
 mod ext4;
 mod faults;
 mod fuzz;

@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
 use crate::tasks::{
-    Context, bench, boot, collect, cp, doctor, exec, image, init, inspect, kernel, kill, logs, ps, rm, setup,
-    shell, status, stop, supervise, test, torture, volume, wait,
+    Context, bench, boot, build_inside, collect, cp, doctor, exec, image, init, inspect, kernel, kill, logs,
+    ps, rm, setup, shell, status, stop, supervise, test, torture, volume, wait,
 };
 use crate::workspace::Workspace;
 
@@ -36,6 +36,7 @@ enum Task {
     Inspect(inspect::InspectArgs),
     Supervise(supervise::SuperviseArgs),
     Image(image::ImageArgs),
+    BuildInside(build_inside::BuildInsideArgs),
     Volume(volume::VolumeArgs),
     Kernel(kernel::KernelArgs),
     Init(init::InitArgs),
@@ -69,6 +70,7 @@ impl Cli {
             Task::Inspect(args) => args.run(&context),
             Task::Supervise(args) => args.run(&context),
             Task::Image(args) => args.run(&context),
+            Task::BuildInside(args) => args.run(),
             Task::Volume(args) => args.run(&context),
             Task::Kernel(args) => args.run(&context),
             Task::Init(args) => args.run(&context),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::tools::{Probe, Purpose, TOOLS, Tool};
 use super::{accelerator, tools};
-use crate::image::builder;
+use crate::image::{builder, sandbox};
 use crate::workspace::Workspace;
 
 /// All that `doctor` knows.
@@ -144,10 +144,13 @@ fn builds() -> String {
     match tools::find_builder() {
         None => "not possible: no podman, no buildah, and no docker whose daemon answers".into(),
         Some("docker") => "docker".into(),
-        Some(name) if builder::has_hybrid_cgroups() => {
-            format!("{name}, with chroot isolation: this host's cgroups are hybrid")
-        }
-        Some(name) => name.into(),
+        Some(name) => match sandbox::obstacle() {
+            None => format!("{name}, in namespaces of its own"),
+            Some(obstacle) if builder::has_hybrid_cgroups() => format!(
+                "{name}; RUN is no container here: this host's cgroups are hybrid, and of namespaces around the builder, {obstacle}"
+            ),
+            Some(_) => name.into(),
+        },
     }
 }
 

@@ -9,20 +9,45 @@ use rustix::process::Signal;
 /// How many lines of a failed program's output are shown.
 const LAST_LINES: usize = 20;
 
+/// A program that runs to its end while its words are read.
+#[derive(Debug)]
+pub struct Watched<'a> {
+    /// Its name in errors.
+    pub what: &'a str,
+    /// The program.
+    pub expression: &'a duct::Expression,
+    /// It is sent this when this process ends, however it ends.
+    pub signal: Signal,
+}
+
 /// Runs a pipeline or program to its end, giving each line of its output (both streams) to `on_line`.
 ///
 /// Errors where it cannot be started or ends with a code other than 0; the error holds its last lines.
 pub fn run_watched(
     what: &str,
     expression: &duct::Expression,
+    on_line: impl FnMut(&str),
+) -> anyhow::Result<()> {
+    run_watched_as(&Watched { what, expression, signal: Signal::TERM }, |_| Ok(()), on_line)
+}
+
+/// Does the same, and gives the program's number to `on_start`. Where that fails, the program is killed.
+pub fn run_watched_as(
+    watched: &Watched<'_>,
+    on_start: impl FnOnce(u32) -> anyhow::Result<()>,
     mut on_line: impl FnMut(&str),
 ) -> anyhow::Result<()> {
-    let reader = dies_with_us(expression)
+    let what = watched.what;
+    let reader = ends_with_us(watched.expression, watched.signal)
         .stdin_null()
         .stderr_to_stdout()
         .unchecked()
         .reader()
         .with_context(|| format!("failed to start {what}"))?;
+    let started = reader.pids().first().map_or(Ok(()), |pid| on_start(*pid));
+    if started.is_err() {
+        reader.kill().with_context(|| format!("failed to end {what}"))?;
+    }
     let mut last_lines = VecDeque::new();
     let mut lines = BufReader::new(&reader);
     let mut line = Vec::new();
@@ -46,17 +71,23 @@ pub fn run_watched(
     let output = reader.try_wait().with_context(|| format!("failed to wait for {what}"))?;
     let status = output.map(|output| output.status);
     if status.is_some_and(|status| status.success()) {
-        return Ok(());
+        return started;
     }
     let how = status.map_or_else(|| "did not end".to_owned(), |status| status.to_string());
-    bail!("{what} failed ({how}); its last lines:\n{}", Vec::from(last_lines).join("\n"))
+    let last_lines = Vec::from(last_lines).join("\n");
+    started.with_context(|| format!("{what} was ended; its last lines:\n{last_lines}"))?;
+    bail!("{what} failed ({how}); its last lines:\n{last_lines}")
 }
 
 /// The program is sent SIGTERM when this process ends, however it ends.
 pub fn dies_with_us(expression: &duct::Expression) -> duct::Expression {
+    ends_with_us(expression, Signal::TERM)
+}
+
+fn ends_with_us(expression: &duct::Expression, signal: Signal) -> duct::Expression {
     let parent = rustix::process::getpid();
     expression.before_spawn(move |command| {
-        die_with(command, parent, Signal::TERM);
+        die_with(command, parent, signal);
         Ok(())
     })
 }

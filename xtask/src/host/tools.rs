@@ -11,7 +11,9 @@ pub enum Probe {
     Builder,
     /// Any one of these files: headers, libraries.
     AnyFile(&'static [&'static str]),
-    /// A program that podman and buildah need where they are not run by root. Docker's daemon does without.
+    /// A program that podman and buildah need. Docker's daemon does without.
+    Podman(&'static str),
+    /// A program that they need where they are not run by root.
     RootlessPodman(&'static str),
 }
 
@@ -105,8 +107,10 @@ pub const TOOLS: &[Tool] = &[
     program("qemu-img", "qemu-utils", &[Image, Boot]),
     tool(Probe::Builder, "podman", &[Build]),
     tool(Probe::RootlessPodman("newuidmap"), "uidmap", &[Build]),
-    // a RUN's network: the one is podman 4's, the other podman 5's
-    tool(Probe::RootlessPodman("slirp4netns"), "slirp4netns", &[Build]),
+    // runs a RUN, without cgroups where that has to be
+    tool(Probe::Podman("crun"), "crun", &[Build]),
+    // a RUN's network: the one is a confined builder's and podman 4's, the other podman 5's
+    tool(Probe::Podman("slirp4netns"), "slirp4netns", &[Build]),
     tool(Probe::RootlessPodman("pasta"), "passt", &[Build]),
     // what the default image is made of, and for the tests a far machine that has nothing else
     program("busybox", "busybox-static", &[Build, Test]),
@@ -156,9 +160,9 @@ fn docker_answers() -> bool {
     duct::cmd!(DOCKER, "version").stdin_null().stdout_null().stderr_null().run().is_ok()
 }
 
-/// True if Dockerfiles are built by podman or buildah as a plain user.
-fn builds_rootless() -> bool {
-    !rustix::process::geteuid().is_root() && find_builder() != Some(DOCKER)
+/// True if Dockerfiles are built by podman or buildah.
+fn builds_without_daemon() -> bool {
+    find_builder() != Some(DOCKER)
 }
 
 /// Where a program is, or `None`.
@@ -176,14 +180,14 @@ impl Tool {
             Probe::Program(name) => find(name),
             Probe::Builder => find_builder().and_then(find),
             Probe::AnyFile(paths) => paths.iter().map(Utf8PathBuf::from).find(|path| path.exists()),
-            Probe::RootlessPodman(name) => find(name),
+            Probe::Podman(name) | Probe::RootlessPodman(name) => find(name),
         }
     }
 
     /// The tool's name in a sentence.
     pub fn name(&self) -> String {
         match self.probe {
-            Probe::Program(name) | Probe::RootlessPodman(name) => name.to_owned(),
+            Probe::Program(name) | Probe::Podman(name) | Probe::RootlessPodman(name) => name.to_owned(),
             Probe::Builder => BUILDERS.join(" or "),
             Probe::AnyFile(paths) => paths[0].to_owned(),
         }
@@ -191,7 +195,12 @@ impl Tool {
 
     /// True if work that needs the tool cannot be done on this host.
     pub fn is_missing(&self) -> bool {
-        self.locate().is_none() && (!matches!(self.probe, Probe::RootlessPodman(_)) || builds_rootless())
+        let is_needed = match self.probe {
+            Probe::Podman(_) => builds_without_daemon(),
+            Probe::RootlessPodman(_) => builds_without_daemon() && !rustix::process::geteuid().is_root(),
+            _ => true,
+        };
+        self.locate().is_none() && is_needed
     }
 
     /// True if some of this work needs the tool.

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use anyhow::{anyhow, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::confined;
 use super::store::{CachedDisk, Store, users_file};
 use crate::artifact::{InUse, Lock, discard, leftovers};
 use crate::disk::kept;
@@ -114,6 +115,7 @@ pub fn prune(workspace: &Workspace, all: bool) -> anyhow::Result<u64> {
     }
     if all {
         freed += free(&store.blobs_folder())? + free(&workspace.dry_runs())?;
+        freed += confined::while_idle(&store.builder_storage(), free)?.unwrap_or(0);
     }
     Ok(freed)
 }

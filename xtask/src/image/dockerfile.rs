@@ -35,6 +35,15 @@ pub struct BuildContext {
     extra: Vec<(String, Utf8PathBuf)>,
 }
 
+/// What the staged context has of the user's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// The files themselves, by a second name: for a builder that cannot write them.
+    Links,
+    /// Copies.
+    Copies,
+}
+
 #[derive(Debug)]
 struct ContextEntry {
     /// Relative to the context's folder.
@@ -90,8 +99,8 @@ impl BuildContext {
         Ok(hex(&hash.finalize()))
     }
 
-    /// Lays the context out in an empty folder; gives the path of the Dockerfile, which is beside it.
-    pub fn stage(&self, into: &Utf8Path) -> anyhow::Result<(Utf8PathBuf, Utf8PathBuf)> {
+    /// Lays the context out in an empty folder; gives the path of the Dockerfile, which is beside it, and the context's.
+    pub fn stage(&self, into: &Utf8Path, sharing: Sharing) -> anyhow::Result<(Utf8PathBuf, Utf8PathBuf)> {
         let context = into.join("context");
         create_folder(&context)?;
         for ContextEntry { path, kind, mode } in &self.entries {
@@ -102,8 +111,10 @@ impl BuildContext {
             } else if kind.is_symlink() {
                 from.read_link().and_then(|target| std::os::unix::fs::symlink(target, &to))
             } else {
-                // A second name costs nothing, and the builder only reads; across file systems it takes a copy.
-                fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop))
+                // A second name costs nothing; across file systems it takes a copy.
+                let linked =
+                    if sharing == Sharing::Links { fs::hard_link(&from, &to).is_ok() } else { false };
+                if linked { Ok(()) } else { fs::copy(&from, &to).map(drop) }
             };
             staged.with_context(|| format!("failed to copy `{from}` into the build context"))?;
         }
@@ -302,7 +313,7 @@ mod tests {
         ]);
         let into = tempfile::tempdir().unwrap();
         let (dockerfile, context) =
-            folder.context().stage(Utf8Path::from_path(into.path()).unwrap()).unwrap();
+            folder.context().stage(Utf8Path::from_path(into.path()).unwrap(), Sharing::Links).unwrap();
         assert!(read_text(&dockerfile).unwrap().contains("COPY init"));
         assert_eq!(fs::read(context.join("init")).unwrap(), fs::read("/bin/true").unwrap());
         assert_eq!(read_text(&context.join("site/index.html")).unwrap(), "hello");

@@ -9,7 +9,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::archive::{self, ArchiveKind, Image};
 use super::bases;
 use super::blob::Unpacking;
-use super::builder::{self, Builder};
+use super::builder::{self, Build, Builder};
 use super::dockerfile::{self, BuildContext};
 use super::reference::Reference;
 use super::store::{Held, Store};
@@ -121,10 +121,18 @@ impl Plan {
     ) -> anyhow::Result<Image> {
         let unpacking = &Unpacking { folder: store.scratch(), limit: request.unpack_limit };
         match &self.input {
-            Input::Build(builder, build, _) => {
+            Input::Build(builder, build, bases) => {
                 let tag = format!("microvm-workbench/{name}").to_lowercase();
                 let work = work_folder(&unpacking.folder)?;
-                let archive = builder::build(*builder, build, &request.build_args, &tag, work.path())?;
+                let build = Build {
+                    context: build,
+                    bases,
+                    build_args: &request.build_args,
+                    tag: &tag,
+                    work: work.path(),
+                    storage: &store.builder_storage(),
+                };
+                let archive = builder::build(*builder, &build)?;
                 archive::open_archive(&archive, ArchiveKind::Docker, None, unpacking)
             }
             Input::Stored(builder, image) => {

@@ -121,6 +121,11 @@ impl<'a> Store<'a> {
         self.workspace.cache().join("blobs")
     }
 
+    /// Where confined builders keep their layers.
+    pub fn builder_storage(&self) -> Utf8PathBuf {
+        self.workspace.cache().join("builder")
+    }
+
     /// The lock for making one artifact.
     pub fn lock_path(&self, key: &str) -> Utf8PathBuf {
         self.workspace.cache().join("locks").join(format!("image-{key}"))

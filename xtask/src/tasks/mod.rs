@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod boot;
+pub mod build_inside;
 pub mod collect;
 pub mod cp;
 pub mod doctor;
