@@ -124,7 +124,7 @@ fn without_a_terminal_and_without_consent_the_command_is_named_and_nothing_is_in
     let (_, talk) = texts(&output);
     assert_eq!(output.status.code(), Some(125), "{talk}");
     assert!(
-        talk.contains("apt-get install --no-install-recommends bc bison busybox-static flex gcc"),
+        talk.contains("apt-get install --no-install-recommends bc bison busybox-static crun flex gcc"),
         "{talk}"
     );
     assert!(talk.contains("`, or the same task with `--yes`\n"), "{talk}");
