@@ -102,6 +102,23 @@ fn a_bomb_is_refused_before_it_fills_the_disk() {
     refused_rootfs(&bomb.finish().unwrap(), &["unpacks from", "which is refused", "--unpack-limit SIZE"]);
 }
 
+/// The image is a few lines longer for each layer that comes again.
+#[test]
+fn layers_without_number_are_refused_and_one_that_comes_again_is_read_once() {
+    let scratch = Scratch::new();
+    let tar = Tar::new().folder("./").file("a", "a").bytes();
+    let many = layout(&scratch.path().join("many"), &vec![tar.clone(); 1001]);
+    let said = refusal(&scratch, &format!("oci:{many}"), &[]);
+    assert!(said.contains("the image has 1001 layers; more than 1000 are refused"), "{said}");
+    let other = Tar::new().file("a", "other").file("b", "b").bytes();
+    let again = layout(&scratch.path().join("again"), &[tar.clone(), other.clone(), tar.clone()]);
+    let once = layout(&scratch.path().join("once"), &[other, tar]);
+    let disk = |image: &Utf8Path| view::of_disk(&disk_of(&scratch, &format!("oci:{image}")));
+    let (again, once) = (disk(&again), disk(&once));
+    assert!(again["a"].content.starts_with("1 bytes") && again.contains_key("b"));
+    view::assert_same(&again, &once);
+}
+
 #[test]
 fn how_far_an_archive_is_unpacked_can_be_said() {
     let scratch = Scratch::new();

@@ -58,6 +58,8 @@ impl Image {
         let mut unverified = Vec::new();
         // Where each was first: one that comes again is neither unpacked nor digested again.
         let mut first: HashMap<&str, usize> = HashMap::new();
+        // Bytes of compressed layers, before and after.
+        let (mut stored, mut unpacked) = (0_u64, 0_u64);
         for (blob, diff_id) in blobs.into_iter().zip(diff_ids) {
             if let Some(&at) = first.get(diff_id.as_str()) {
                 layers.push(layers[at].clone());
@@ -65,9 +67,13 @@ impl Image {
                 continue;
             }
             first.insert(diff_id, layers.len());
+            let length = blob.length;
             let opened = blob::open(blob, unpacking)?;
             if let Some(actual) = &opened.diff_id {
                 check(&opened.layer, actual, diff_id)?;
+                stored = stored.saturating_add(length);
+                unpacked = unpacked.saturating_add(opened.layer.length);
+                unpacking.check_sum(stored, unpacked)?;
             }
             unverified.push(opened.diff_id.is_none().then(|| diff_id.clone()));
             layers.push(opened.layer);
@@ -349,6 +355,24 @@ mod tests {
         assert!(choose(&two, Some("c")).is_err());
         assert!(choose(&two, Some("@2")).is_err());
         assert!(choose(&[], None).is_err());
+    }
+
+    #[test]
+    fn an_archive_of_many_files_is_known_by_the_first_and_by_what_tells() {
+        let mut tar: Vec<u8> = Vec::new();
+        for number in 0..=MAX_MEMBERS {
+            tar.extend(crate::hostile_tar::file(&format!("f/{number}"), b""));
+        }
+        tar.extend(crate::hostile_tar::file("./manifest.json", b"[]"));
+        tar.extend(crate::hostile_tar::end());
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &tar).unwrap();
+        let layer = Layer::whole(file, "`archive`").unwrap();
+        let members = Members::read(&layer).unwrap();
+        assert!(members.contains("manifest.json") && members.contains("f/0"));
+        assert_eq!(members.files.len(), MAX_MEMBERS + 1);
+        let said = members.find(&format!("f/{MAX_MEMBERS}")).unwrap_err().to_string();
+        assert_eq!(said, "the archive lacks `f/200000`, or has it behind 200000 other files");
     }
 
     #[test]

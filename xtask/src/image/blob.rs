@@ -88,6 +88,19 @@ pub struct Unpacking {
 }
 
 impl Unpacking {
+    /// What all blobs of an image may unpack to together: the rule for one, for all of them as one.
+    pub fn check_sum(&self, stored: u64, unpacked: u64) -> anyhow::Result<()> {
+        let most = stored.saturating_mul(MAX_EXPANSION).max(ALWAYS_ALLOWED);
+        if self.limit.is_some() || unpacked <= most {
+            return Ok(());
+        }
+        let (from, to) = (human_bytes(stored), human_bytes(most));
+        Err(hinted(
+            anyhow!("its layers unpack from {from} to more than {to}, which is refused"),
+            "if they are meant to be so large, `--unpack-limit SIZE` allows each so much",
+        ))
+    }
+
     fn limit_for(&self, blob: &Layer) -> u64 {
         self.limit.unwrap_or_else(|| blob.length.saturating_mul(MAX_EXPANSION).max(ALWAYS_ALLOWED))
     }
@@ -207,6 +220,17 @@ mod tests {
 
     fn unpacking(limit: Option<u64>) -> Unpacking {
         Unpacking { folder: "/tmp".into(), limit }
+    }
+
+    #[test]
+    fn all_blobs_of_an_image_share_one_limit() {
+        let usual = unpacking(None);
+        assert!(usual.check_sum(0, ALWAYS_ALLOWED).is_ok());
+        assert!(usual.check_sum(1 << 20, 400 << 20).is_ok());
+        let said = usual.check_sum(1 << 20, (400 << 20) + 1).unwrap_err().to_string();
+        assert_eq!(said, "its layers unpack from 1.00 MiB to more than 400.00 MiB, which is refused");
+        assert!(usual.check_sum(u64::MAX, u64::MAX).is_ok());
+        assert!(unpacking(Some(1)).check_sum(1 << 20, u64::MAX).is_ok());
     }
 
     fn compressed(bytes: &[u8]) -> [Vec<u8>; 3] {

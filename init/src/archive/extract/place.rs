@@ -203,3 +203,56 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relative(name: &str) -> Relative {
+        Relative::new(name.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn paths_come_apart() {
+        for (name, cleaned) in
+            [("a", "a"), ("/a//b/./c/", "a/b/c"), ("./", "."), ("", "."), ("/", "."), ("...", "...")]
+        {
+            assert_eq!(relative(name).shown(), format!("`{cleaned}`"));
+        }
+        for name in ["..", "a/..", "../a", "a/../b", "/.."] {
+            let said = Relative::new(name.as_bytes()).unwrap_err().to_string();
+            assert_eq!(said, format!("the archive has the name `{name}`, which leads out of the directory"));
+        }
+        let split = |name: &str| {
+            let path = relative(name);
+            path.split().map(|(parent, name)| (parent.shown(), String::from_utf8(name.to_vec()).unwrap()))
+        };
+        assert_eq!(split("."), None);
+        assert_eq!(split("a"), Some(("`.`".into(), "a".into())));
+        assert_eq!(split("a/b/c"), Some(("`a/b`".into(), "c".into())));
+        assert_eq!(relative("a/b").first(), Some(&b"a"[..]));
+        assert_eq!(relative("./").first(), None);
+        assert_eq!(relative("a/bc/d").ends(), [1, 4, 6]);
+        assert_eq!(relative("a/bc").len(), 4);
+    }
+
+    #[test]
+    fn what_is_made_is_counted() {
+        let folder = std::env::temp_dir().join(format!("init-archive-place-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(folder.join("there")).unwrap();
+        let rules = Rules::Foreign { name: b".".to_vec(), keep_all: false };
+        let mut place = Place { most: 3, ..Place::new(&folder, &rules).unwrap() };
+        place.directory(&relative("there/a/b")).unwrap();
+        assert_eq!((place.count, place.made.len()), (2, 2));
+        let (a, there) =
+            (place.enter(&relative("there/a")).unwrap(), place.enter(&relative("there")).unwrap());
+        assert!(place.has_made(Inode::of(a).unwrap().id()));
+        assert!(!place.has_made(Inode::of(there).unwrap().id()));
+        place.directory(&relative("there/a/b")).unwrap();
+        place.directory(&relative("c")).unwrap();
+        let said = place.directory(&relative("d")).unwrap_err().to_string();
+        assert_eq!(said, "the archive makes more than 3 files and directories");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
