@@ -387,6 +387,10 @@ fn numbers(all: &mut Vec<Hostile>) {
     refused("a sparse map of more than is stored", &[map(b"1\n0\n513\n")]);
     refused("a sparse map of less than is stored", &[map(b"1\n0\n511\n")]);
     refused(
+        "a sparse file of 2^62 bytes",
+        &[sparse_1_0(ASKED, b"1\n0\n512\n", "4611686018427387904", &[b'x'; 512])],
+    );
+    refused(
         "a sparse file of 2^63 bytes",
         &[sparse_1_0(ASKED, b"1\n0\n512\n", "9223372036854775808", &[b'x'; 512])],
     );

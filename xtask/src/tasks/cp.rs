@@ -1,6 +1,7 @@
 //! `cp`: files between the host and a machine.
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::Path;
 
 use super::Context;
@@ -37,6 +38,11 @@ impl CpArgs {
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         let find = |name: &str| RunDir::find_running(&context.workspace, name);
         match (split_machine(&self.source), split_machine(&self.target)) {
+            (Some(_), None) if self.target == "-" && std::io::stdout().is_terminal() => {
+                return Err(usage(
+                    "standard output is a terminal, which an archive could harm: write it to a file or a pipe",
+                ));
+            }
             (Some((name, path)), None) if self.target == "-" => {
                 copy::to_stream(&find(name)?, path, self.follow_link, ui::Stdout)?;
             }

@@ -141,7 +141,7 @@ pub(super) fn write_file<R: Read>(
         created => created?,
     };
     let file = File::from(file);
-    let fits = if rules.needs_space() { check_space(&file, content.stored) } else { Ok(()) };
+    let fits = if rules.needs_space() { check_space(&file, content.size) } else { Ok(()) };
     let written = fits.and_then(|()| write_content(&file, content, feeder));
     if written.is_err() {
         let _ = unlinkat(directory, name, AtFlags::empty());
@@ -150,7 +150,8 @@ pub(super) fn write_file<R: Read>(
     Inode::of(file.into())
 }
 
-/// Errors where less is free than a file is said to need: an archive may announce what never comes to an end.
+/// Errors where less is free than a file is long, holes included: an archive may announce what never comes to an end, and a
+/// file of exabytes is a trap for whoever reads it.
 fn check_space(file: &File, needed: u64) -> Result<()> {
     let space = fstatvfs(file).context("cannot see how much space is free")?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
