@@ -16,6 +16,7 @@ mod network;
 mod nginx;
 mod output;
 mod pid1;
+mod power_cuts;
 mod registry;
 mod volumes;
 mod world;

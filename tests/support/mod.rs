@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
 pub(crate) mod http;
+pub(crate) mod power_cut;
 pub(crate) mod registry;
 
 use std::process::{Command, Output, Stdio};

@@ -22,7 +22,7 @@ use crate::workspace::CACHE_VARIABLE;
 pub(crate) use self::durable::{sync_names, sync_tree};
 pub use self::lock::{InUse, Lock, inherit};
 pub use self::staged::Staged;
-pub(crate) use self::staged::{discard, leftovers};
+pub(crate) use self::staged::{discard, leftovers, remove_leftovers};
 
 /// `mkdir -p` with the path in the error.
 pub fn create_folder(path: &Utf8Path) -> anyhow::Result<()> {

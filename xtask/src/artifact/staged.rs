@@ -150,7 +150,7 @@ fn open_folder(path: &Utf8Path) -> Result<File, Errno> {
 }
 
 /// Removes what killed tasks have left in a folder.
-fn remove_leftovers(folder: &Utf8Path) {
+pub(crate) fn remove_leftovers(folder: &Utf8Path) {
     for (path, _lock) in leftovers(folder) {
         // Another user's may stay.
         let _ = remove_any(&path);

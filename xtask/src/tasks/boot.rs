@@ -183,6 +183,7 @@ enum Persist {
 impl BootArgs {
     /// Runs the task.
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
+        context.clear_leftovers();
         let workspace = &context.workspace;
         // Everything that can be wrong is found before anything slow starts.
         if self.dry_run && matches!(self.network, NetworkRequest::Private(_)) {

@@ -145,6 +145,7 @@ impl ImageArgs {
         let Some(source) = self.source else {
             return self.action.map_or(Ok(0), |action| action.run(context));
         };
+        context.clear_leftovers();
         let init_binary = if image::copies_init(context, &source)? {
             crate::init::ensure(context)?.binary
         } else {

@@ -13,6 +13,7 @@ pub struct InitArgs {}
 impl InitArgs {
     /// Runs the task.
     pub fn run(self, context: &Context) -> anyhow::Result<u8> {
+        context.clear_leftovers();
         let init = init::ensure(context)?;
         let bytes = std::fs::metadata(&init.binary)?.len();
         note!("init: static, {}", human_bytes(bytes));

@@ -38,6 +38,7 @@ pub struct KernelArgs {
 impl KernelArgs {
     /// Runs the task.
     pub fn run(self, context: &Context) -> anyhow::Result<u8> {
+        context.clear_leftovers();
         let request = KernelRequest {
             config: self.config,
             fragments: self.fragment,

@@ -55,6 +55,11 @@ fn each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -> u8
 }
 
 impl Context {
+    /// Removes what killed tasks have left in the cache. Called by each task that makes something.
+    pub fn clear_leftovers(&self) {
+        self.workspace.folders().iter().for_each(|folder| crate::artifact::remove_leftovers(folder));
+    }
+
     /// Makes sure that the tools for some work are on this host, installing them where that is agreed.
     pub fn require(&self, purposes: &[Purpose]) -> anyhow::Result<()> {
         require(purposes, self.consent).map(drop)
