@@ -12,5 +12,6 @@ mod init;
 mod kernel;
 mod machines;
 mod output;
+mod project;
 mod status;
 mod torture;

@@ -50,7 +50,11 @@ pub fn of(dockerfile: &str, build_args: &[String]) -> BTreeSet<String> {
     bases
 }
 
-/// Puts values in place of `$NAME` and `${NAME}`; `None` where one is not known.
+/// No image has a longer name (characters): the OCI distribution's 255, a tag and a digest.
+const NAME_LIMIT: usize = 1024;
+
+/// Puts values in place of `$NAME` and `${NAME}`; `None` where one is not known, or
+/// where they are too long for a name.
 fn fill_in(text: &str, args: &BTreeMap<&str, &str>) -> Option<String> {
     let mut parts = text.split('$');
     let mut filled = parts.next()?.to_owned();
@@ -62,6 +66,10 @@ fn fill_in(text: &str, args: &BTreeMap<&str, &str>) -> Option<String> {
         };
         filled += args.get(name)?;
         filled += rest;
+        // Values of values would grow without end.
+        if filled.len() > NAME_LIMIT {
+            return None;
+        }
     }
     Some(filled).filter(|name| !name.is_empty())
 }
@@ -85,5 +93,11 @@ mod tests {
         let dockerfile = "ARG TAG=\"12\" BASE\nFROM $BASE:${TAG}-slim\nFROM x:$UNKNOWN\nFROM ${TAG:-13}";
         assert_eq!(of(dockerfile, &["BASE=debian"]), ["debian:12-slim"]);
         assert_eq!(of(dockerfile, &["BASE=ubuntu", "TAG=24"]), ["ubuntu:24-slim"]);
+    }
+
+    #[test]
+    fn a_name_that_grows_without_end_is_none() {
+        let long = format!("ARG A={}\nFROM {}", "x".repeat(1000), "$A".repeat(1 << 20));
+        assert!(of(&long, &[]).is_empty());
     }
 }

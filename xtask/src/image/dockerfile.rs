@@ -5,15 +5,15 @@
 //! `# host-program: NAME`, so that an image can be made of them with no registry and no network.
 
 use std::fs;
-use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
 
+use super::context::{self, Entry};
 use super::dockerignore::DockerIgnore;
-use crate::artifact::{create_folder, read_text};
+use crate::artifact::create_folder;
 use crate::error::Hint as _;
 use crate::host::tools;
 use crate::nearest;
@@ -30,7 +30,7 @@ pub struct BuildContext {
     /// The file itself.
     pub dockerfile: Utf8PathBuf,
     folder: Utf8PathBuf,
-    entries: Vec<ContextEntry>,
+    entries: Vec<Entry>,
     /// Files from elsewhere, by their names in the context.
     extra: Vec<(String, Utf8PathBuf)>,
 }
@@ -44,14 +44,6 @@ pub enum Sharing {
     Copies,
 }
 
-#[derive(Debug)]
-struct ContextEntry {
-    /// Relative to the context's folder.
-    path: String,
-    kind: fs::FileType,
-    mode: u32,
-}
-
 impl BuildContext {
     /// Finds the Dockerfile that a path means, and lists its context. Errors name the nearest file where there is none.
     pub fn discover(path: &Utf8Path, init_binary: &Utf8Path) -> anyhow::Result<BuildContext> {
@@ -60,10 +52,9 @@ impl BuildContext {
             Some(parent) if !parent.as_str().is_empty() => parent.to_owned(),
             _ => Utf8PathBuf::from("."),
         };
-        let text = read_text(&dockerfile)?;
+        let text = context::read_text(&dockerfile)?;
         let ignore = read_ignore(&dockerfile, &folder)?;
-        let mut entries = Vec::new();
-        list(&folder, "", &ignore, &mut entries)?;
+        let entries = context::list(&folder, &ignore)?;
         let is_there = |name: &str| entries.iter().any(|entry| entry.path == name);
         let mut extra = Vec::new();
         // A file of the user's own goes before ours. Where nobody copies it, it would only make `COPY .` grow.
@@ -81,59 +72,59 @@ impl BuildContext {
     /// A hash of all that the build can see: names, modes, contents, links' targets.
     pub fn hash(&self) -> anyhow::Result<String> {
         let mut hash = Sha256::new();
-        hash_file(&mut hash, &self.dockerfile)?;
-        for ContextEntry { path, kind, mode } in &self.entries {
+        context::hash(&mut hash, &self.dockerfile, u64::MAX)?;
+        for Entry { path, kind, mode, size } in &self.entries {
             hash.update(format!("\n{path}\0{mode:o}\0"));
             let full = self.folder.join(path);
             if kind.is_symlink() {
                 let target = full.read_link().with_context(|| format!("failed to read the link `{full}`"))?;
                 hash.update(target.as_os_str().as_encoded_bytes());
             } else if kind.is_file() {
-                hash_file(&mut hash, &full)?;
+                context::hash(&mut hash, &full, *size)?;
             }
         }
         for (name, from) in &self.extra {
             hash.update(format!("\n{name}\0"));
-            hash_file(&mut hash, from)?;
+            context::hash(&mut hash, from, u64::MAX)?;
         }
         Ok(hex(&hash.finalize()))
     }
 
     /// Lays the context out in an empty folder; gives the path of the Dockerfile, which is beside it, and the context's.
     pub fn stage(&self, into: &Utf8Path, sharing: Sharing) -> anyhow::Result<(Utf8PathBuf, Utf8PathBuf)> {
-        let context = into.join("context");
-        create_folder(&context)?;
-        for ContextEntry { path, kind, mode } in &self.entries {
-            let (from, to) = (self.folder.join(path), context.join(path));
-            let staged = if kind.is_dir() {
+        let staged = into.join("context");
+        create_folder(&staged)?;
+        for Entry { path, kind, mode, size } in &self.entries {
+            let (from, to) = (self.folder.join(path), staged.join(path));
+            let failed = || format!("failed to copy `{from}` into the build context");
+            if kind.is_dir() {
                 fs::create_dir(&to)
                     .and_then(|()| fs::set_permissions(&to, fs::Permissions::from_mode(mode | 0o700)))
+                    .with_context(failed)?;
             } else if kind.is_symlink() {
-                from.read_link().and_then(|target| std::os::unix::fs::symlink(target, &to))
-            } else {
+                from.read_link()
+                    .and_then(|target| std::os::unix::fs::symlink(target, &to))
+                    .with_context(failed)?;
+            } else if sharing == Sharing::Copies || fs::hard_link(&from, &to).is_err() {
                 // A second name costs nothing; across file systems it takes a copy.
-                let linked =
-                    if sharing == Sharing::Links { fs::hard_link(&from, &to).is_ok() } else { false };
-                if linked { Ok(()) } else { fs::copy(&from, &to).map(drop) }
-            };
-            staged.with_context(|| format!("failed to copy `{from}` into the build context"))?;
+                context::copy(&from, &to, *size)?;
+            }
         }
         for (name, from) in &self.extra {
-            let to = context.join(name);
+            let to = staged.join(name);
             fs::copy(from, &to)
                 .and_then(|_| fs::set_permissions(&to, fs::Permissions::from_mode(0o755)))
                 .with_context(|| format!("failed to copy `{from}` into the build context"))?;
         }
         let dockerfile = into.join("Dockerfile");
-        fs::copy(&self.dockerfile, &dockerfile)
-            .with_context(|| format!("failed to copy `{}`", self.dockerfile))?;
-        Ok((dockerfile, context))
+        context::copy(&self.dockerfile, &dockerfile, u64::MAX)?;
+        Ok((dockerfile, staged))
     }
 }
 
 /// True if the Dockerfile that a path means copies `init` out of its context.
 pub fn copies_init(path: &Utf8Path) -> anyhow::Result<bool> {
-    Ok(mentions_init(&read_text(&find_dockerfile(path)?)?))
+    Ok(mentions_init(&context::read_text(&find_dockerfile(path)?)?))
 }
 
 pub(super) fn find_dockerfile(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
@@ -154,63 +145,19 @@ pub(super) fn find_dockerfile(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
     }
 }
 
+/// More patterns than people write. Each is compared with each name of the context.
+const PATTERNS_LIMIT: usize = 10_000;
+
 /// `Dockerfile.x.dockerignore` goes before `.dockerignore`, as in docker's BuildKit.
 fn read_ignore(dockerfile: &Utf8Path, folder: &Utf8Path) -> anyhow::Result<DockerIgnore> {
     let own = Utf8PathBuf::from(format!("{dockerfile}.dockerignore"));
     let candidates = [own, folder.join(".dockerignore"), folder.join(".containerignore")];
-    match candidates.iter().find(|candidate| candidate.is_file()) {
-        Some(found) => Ok(DockerIgnore::parse(&read_text(found)?)),
-        None => Ok(DockerIgnore::default()),
-    }
-}
-
-fn list(
-    folder: &Utf8Path,
-    below: &str,
-    ignore: &DockerIgnore,
-    entries: &mut Vec<ContextEntry>,
-) -> anyhow::Result<()> {
-    let here = folder.join(below);
-    let unreadable = || format!("failed to list the build context `{here}`");
-    let mut children: Vec<_> =
-        here.read_dir_utf8().with_context(unreadable)?.collect::<Result<_, _>>().with_context(unreadable)?;
-    children.sort_by(|a, b| a.file_name().cmp(b.file_name()));
-    for child in children {
-        let path = if below.is_empty() {
-            child.file_name().to_owned()
-        } else {
-            format!("{below}/{}", child.file_name())
-        };
-        let metadata =
-            child.path().symlink_metadata().with_context(|| format!("failed to read `{}`", child.path()))?;
-        let kind = metadata.file_type();
-        let is_ignored = ignore.ignores(&path);
-        if kind.is_dir() {
-            let at = entries.len();
-            if !is_ignored || ignore.has_exceptions() {
-                list(folder, &path, ignore, entries)?;
-            }
-            if !is_ignored || entries.len() > at {
-                entries.insert(at, ContextEntry { path, kind, mode: metadata.mode() & 0o7777 });
-            }
-        } else if !is_ignored && (kind.is_file() || kind.is_symlink()) {
-            entries.push(ContextEntry { path, kind, mode: metadata.mode() & 0o7777 });
-        }
-    }
-    Ok(())
-}
-
-fn hash_file(hash: &mut Sha256, path: &Utf8Path) -> anyhow::Result<()> {
-    let unreadable = || format!("failed to read `{path}`");
-    let mut file = fs::File::open(path).with_context(unreadable)?;
-    let mut buffer = vec![0; 128 * 1024];
-    loop {
-        let read = file.read(&mut buffer).with_context(unreadable)?;
-        if read == 0 {
-            return Ok(());
-        }
-        hash.update(&buffer[..read]);
-    }
+    let Some(found) = candidates.iter().find(|candidate| candidate.is_file()) else {
+        return Ok(DockerIgnore::default());
+    };
+    let ignore = DockerIgnore::parse(&context::read_text(found)?);
+    ensure!(ignore.len() <= PATTERNS_LIMIT, "`{found}` has more than {PATTERNS_LIMIT} patterns");
+    Ok(ignore)
 }
 
 /// True if a Dockerfile copies `init` out of its context.
@@ -261,6 +208,7 @@ pub(super) fn names_an_interpreter(program: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::read_text;
 
     struct Folder(tempfile::TempDir);
 

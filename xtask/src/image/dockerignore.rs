@@ -74,6 +74,16 @@ impl DockerIgnore {
         )
     }
 
+    /// How many patterns there are.
+    pub fn len(&self) -> usize {
+        self.patterns.len()
+    }
+
+    /// True if nothing is ignored.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
     /// True if something below an ignored folder may be wanted after all.
     pub fn has_exceptions(&self) -> bool {
         self.patterns.iter().any(|pattern| pattern.keeps)

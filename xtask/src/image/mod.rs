@@ -12,6 +12,7 @@ pub mod builder;
 pub mod cleanup;
 pub mod config;
 mod confined;
+mod context;
 pub mod dockerfile;
 pub mod dockerignore;
 pub mod export;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::archive::{self, ArchiveKind, Image};
@@ -14,7 +14,7 @@ use super::dockerfile::{self, BuildContext};
 use super::reference::Reference;
 use super::store::{Held, Store};
 use super::{ImageRequest, Source, oci, registry, way};
-use crate::artifact::{Staged, create_folder, read_text};
+use crate::artifact::{Staged, create_folder};
 use crate::host::tools::Purpose;
 use crate::tasks::Context;
 
@@ -24,6 +24,9 @@ pub(super) struct Plan {
     stamp: String,
     input: Input,
 }
+
+/// More than people write. The builder is asked for each of them.
+const BASES_LIMIT: usize = 128;
 
 enum Input {
     /// And the images that it builds on.
@@ -49,7 +52,12 @@ impl Plan {
                 let builder = Builder::choose(request.builder)?;
                 let stamp =
                     format!("build\0{}\0{}\0{:?}", builder.program(), build.hash()?, request.build_args);
-                let bases = bases::of(&read_text(&build.dockerfile)?, &request.build_args);
+                let bases = bases::of(&super::context::read_text(&build.dockerfile)?, &request.build_args);
+                ensure!(
+                    bases.len() <= BASES_LIMIT,
+                    "`{}` builds on more than {BASES_LIMIT} images",
+                    build.dockerfile
+                );
                 Ok(Plan { stamp, input: Input::Build(builder, build, bases) })
             }
             Source::DockerArchive(path, _) | Source::OciArchive(path, _) | Source::Rootfs(path) => {
