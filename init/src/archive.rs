@@ -9,6 +9,7 @@ mod extract;
 mod feeder;
 mod number;
 mod out;
+mod path;
 mod pax;
 mod sparse;
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tar_core::{EntryType, HEADER_SIZE, Header};
 
 use super::entry::{Content, Entry, Kind, Metadata, Segment, Special, Xattrs};
+use super::path::{self, PATH_MOST, until_zero};
 use super::pax::{self, Extended};
 use super::sparse::{self, MAX_SEGMENTS, MapReader};
 use super::{display, number};
@@ -19,10 +20,6 @@ const READ_AHEAD: usize = 128 * 1024;
 
 /// The headers of one entry beside its own, long names and PAX records together, take at most so many bytes.
 const MAX_EXTENDED: u64 = 1 << 20;
-
-/// The longest path, without its zero byte, and the longest name in one (`PATH_MAX`, `NAME_MAX` in linux/limits.h).
-const PATH_MOST: usize = 4095;
-const NAME_MOST: usize = 255;
 
 /// Where the map is in the header of a GNU sparse entry; the parts in each block that continues it, and how many such
 /// blocks there may be (`struct sparse_header` of GNU tar's tar.h).
@@ -185,8 +182,8 @@ impl<R: Read> Feeder<R> {
         let Before { long_name, long_link, pax, .. } = before;
         let mut pax = pax.unwrap_or_default();
         let path = pax.sparse.name.take().or(pax.path.take()).or(long_name);
-        let path = path.unwrap_or_else(|| path_in(header));
-        check_path(&path)?;
+        let path = path.unwrap_or_else(|| path::in_header(header));
+        path::check(&path)?;
         let link = pax.link.take().or(long_link).unwrap_or_else(|| header.link_name_bytes().to_vec());
         self.kind_and_metadata(header, pax.size.unwrap_or(size), &path, link, pax)
             .map(|(kind, metadata, xattrs)| Entry { path: path.clone(), kind, metadata, xattrs })
@@ -238,7 +235,7 @@ impl<R: Read> Feeder<R> {
                 Kind::Symlink(link.into())
             }
             EntryType::Link => {
-                check_path(&link).context("its target")?;
+                path::check(&link).context("its target")?;
                 Kind::Hardlink(link.into())
             }
             EntryType::Char => {
@@ -377,38 +374,6 @@ impl<R: Read + Seek> Feeder<R> {
         };
         Feeder { jump: Some(jump), ..Feeder::new(source) }
     }
-}
-
-fn until_zero(bytes: &[u8]) -> &[u8] {
-    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-/// The path in a header itself: its name, with the prefix before it that ustar has.
-fn path_in(header: &Header) -> Vec<u8> {
-    let name = header.path_bytes();
-    match header.prefix() {
-        Some(prefix) if !prefix.is_empty() => [prefix, b"/", name].concat(),
-        _ => name.to_vec(),
-    }
-}
-
-fn check_path(path: &[u8]) -> Result<()> {
-    ensure!(!path.is_empty(), "a path of 0 bytes");
-    let shown = || display(path);
-    ensure!(
-        path.len() <= PATH_MOST,
-        "the path {} of {} bytes; Linux allows {PATH_MOST}",
-        shown(),
-        path.len()
-    );
-    ensure!(!path.contains(&0), "the path {} holds a zero byte", shown());
-    let longest = path.split(|byte| *byte == b'/').map(<[u8]>::len).max().unwrap_or(0);
-    ensure!(
-        longest <= NAME_MOST,
-        "the path {} has a name of {longest} bytes; Linux allows {NAME_MOST}",
-        shown()
-    );
-    Ok(())
 }
 
 #[cfg(test)]
