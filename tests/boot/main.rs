@@ -8,6 +8,7 @@ mod debug;
 mod disk;
 mod failures;
 mod foreign;
+mod full_disk;
 mod hello;
 mod interactive;
 mod kernel;

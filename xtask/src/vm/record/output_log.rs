@@ -8,9 +8,16 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Wri
 use camino::Utf8Path;
 use init::protocol::Stream;
 
+/// Room on the disk that a log has ahead of what is in it, in bytes: for the last words of a machine that fills the disk.
+const AHEAD: u64 = 512 << 10;
+
 /// A log that is written.
 #[derive(Debug)]
-pub struct OutputLog(File);
+pub struct OutputLog {
+    file: File,
+    length: u64,
+    reserved: u64,
+}
 
 /// A log that is read, perhaps while it is written.
 #[derive(Debug)]
@@ -30,7 +37,19 @@ pub struct Piece {
 impl OutputLog {
     /// Starts an empty log.
     pub fn create(path: &Utf8Path) -> io::Result<OutputLog> {
-        File::create(path).map(OutputLog)
+        let mut log = OutputLog { file: File::create(path)?, length: 0, reserved: 0 };
+        log.reserve();
+        Ok(log)
+    }
+
+    /// Takes room where less than half of it is left.
+    fn reserve(&mut self) {
+        if self.reserved < self.length + AHEAD / 2 {
+            let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+            // Not every file system can, and a full one cannot either: what is written says so itself.
+            let _ = rustix::fs::fallocate(&self.file, flags, self.length, AHEAD);
+            self.reserved = self.length + AHEAD;
+        }
     }
 
     /// Adds a piece.
@@ -40,7 +59,17 @@ impl OutputLog {
         record.extend_from_slice(&piece.bytes);
         record.push(b'\n');
         // One write, so that a reader sees most pieces whole.
-        self.0.write_all(&record)
+        self.file.write_all(&record)?;
+        self.length += record.len() as u64;
+        self.reserve();
+        Ok(())
+    }
+}
+
+impl Drop for OutputLog {
+    fn drop(&mut self) {
+        // Gives back what was not needed.
+        let _ = self.file.set_len(self.length);
     }
 }
 
