@@ -88,7 +88,7 @@ fn a_run_neither_sees_nor_ends_processes_of_the_host() {
     }
     let scratch = Scratch::new();
     let mut victim = Victim::start(80001);
-    assert!(runs(&victim.word));
+    wait_until("the victim runs", || runs(&victim.word));
     let (pid, word) = (victim.process.id(), victim.word.clone());
     built(
         &scratch,
@@ -119,21 +119,23 @@ fn a_build_that_is_killed_leaves_no_process_and_the_next_one_works() {
     let scratch = Scratch::new();
     let word = format!("80003.{}", std::process::id());
     scratch.write("app/Dockerfile", &format!("{BUSYBOX}RUN sleep {word}\n"));
-    let mut command = scratch.xtask(&["image", "app"]);
-    let mut task = command.stderr(Stdio::null()).spawn().unwrap();
-    wait_until("RUN runs", || runs(&word));
-    kill_process(Pid::from_child(&task), Signal::KILL).unwrap();
-    task.wait().unwrap();
-    wait_until("all of the build has ended", || !runs(&word));
-    // The builder and its network have the cache's path, or the task's number, in their arguments.
-    let cache = scratch.cache();
-    let is_of_cache = |entry: fs::DirEntry| {
-        fs::read_link(entry.path().join("exe")).is_ok()
-            && String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).unwrap_or_default())
-                .contains(cache.as_str())
-    };
-    wait_until("the builder has ended", || !fs::read_dir("/proc").unwrap().flatten().any(is_of_cache));
-    assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains(cache.as_str()));
+    for signal in [Signal::KILL, Signal::INT] {
+        let mut command = scratch.xtask(&["image", "app"]);
+        let mut task = command.stderr(Stdio::null()).spawn().unwrap();
+        wait_until("RUN runs", || runs(&word));
+        kill_process(Pid::from_child(&task), signal).unwrap();
+        task.wait().unwrap();
+        wait_until("all of the build has ended", || !runs(&word));
+        // The builder and its network have the cache's path, or the task's number, in their arguments.
+        let cache = scratch.cache();
+        let is_of_cache = |entry: fs::DirEntry| {
+            fs::read_link(entry.path().join("exe")).is_ok()
+                && String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).unwrap_or_default())
+                    .contains(cache.as_str())
+        };
+        wait_until("the builder has ended", || !fs::read_dir("/proc").unwrap().flatten().any(is_of_cache));
+        assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains(cache.as_str()));
+    }
     built(&scratch, "RUN true\n");
 }
 

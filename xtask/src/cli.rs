@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::host::setup::Consent;
 use crate::tasks::{
-    Context, bench, boot, build_inside, collect, cp, doctor, exec, image, init, inspect, kernel, kill, logs,
-    ps, rm, setup, shell, status, stop, supervise, test, torture, volume, wait,
+    Context, bench, boot, build_inside, check, collect, cp, doctor, exec, image, init, inspect, kernel, kill,
+    logs, ps, rm, setup, shell, status, stop, supervise, test, torture, volume, wait,
 };
 use crate::workspace::Workspace;
 
@@ -44,6 +44,7 @@ enum Task {
     Setup(setup::SetupArgs),
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
+    Check(check::CheckArgs),
     Test(test::TestArgs),
     Bench(bench::BenchArgs),
     Torture(torture::TortureArgs),
@@ -78,6 +79,7 @@ impl Cli {
             Task::Status(args) => args.run(&context),
             Task::Setup(args) => args.run(&context),
             Task::Doctor(args) => args.run(&context),
+            Task::Check(args) => args.run(&context),
             Task::Test(args) => args.run(&context),
             Task::Bench(args) => args.run(&context),
             Task::Torture(args) => args.run(&context),

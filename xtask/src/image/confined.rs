@@ -175,6 +175,9 @@ impl Begun {
             create_folder(&marks)?;
         }
         lock.lock_shared().with_context(|| format!("failed to lock `{folder}`"))?;
+        // The builder has it too: where this process is killed, the lock is held until the builder has ended.
+        rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())
+            .with_context(|| format!("failed to hand on the lock of `{folder}`"))?;
         let mark = marks.join(std::process::id().to_string());
         File::create(&mark).with_context(|| format!("failed to create `{mark}`"))?;
         Ok(Begun { mark, _lock: lock })

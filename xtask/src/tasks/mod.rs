@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod boot;
 pub mod build_inside;
+pub mod check;
 pub mod collect;
 pub mod cp;
 pub mod doctor;

@@ -79,11 +79,15 @@ pub fn obstacle() -> Option<&'static str> {
     if !is_possible {
         return Some("this host does not let root make them");
     }
-    // Modules are loaded when they are first used.
-    let _ = duct::cmd!("modprobe", "overlay").stdin_null().stdout_null().stderr_null().unchecked().run();
-    let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has_overlay = kinds.lines().any(|line| line.trim() == "nodev\toverlay");
-    (!has_overlay).then_some("this host's kernel has no overlay file system")
+    let has_overlay = || {
+        let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        kinds.lines().any(|line| line.trim() == "nodev\toverlay")
+    };
+    if !has_overlay() {
+        // Modules are loaded when they are first used.
+        let _ = duct::cmd!("modprobe", "overlay").stdin_null().stdout_null().stderr_null().unchecked().run();
+    }
+    (!has_overlay()).then_some("this host's kernel has no overlay file system")
 }
 
 /// Runs a program to its end inside, with the network or without; `what` names it, and `on_line` is given each line that it says.
