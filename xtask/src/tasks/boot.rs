@@ -1,5 +1,7 @@
 //! `boot`: from a source to a running machine, and its exit code.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "brackets in the help are no links")]
+
 use std::time::Duration;
 
 use anyhow::Context as _;

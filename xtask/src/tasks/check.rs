@@ -7,12 +7,16 @@ use crate::host::process::dies_with_us;
 use crate::host::tools;
 use crate::note;
 
-/// What cargo is asked for, and the flags of `rustdoc`.
+/// What cargo is asked for.
 const STEPS: [&[&str]; 3] = [
     &["fmt", "--all", "--check"],
     &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
     &["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"],
 ];
+
+/// Of rustdoc. Links to what is private are for those who read the code; a label may say what it links to.
+const DOC_FLAGS: &str =
+    "-D warnings -A rustdoc::private_intra_doc_links -A rustdoc::redundant_explicit_links";
 
 /// Of cargo-deny: what needs no database, and the database.
 const RULES: &[&str] = &["deny", "check", "licenses", "bans", "sources"];
@@ -31,7 +35,7 @@ impl CheckArgs {
             note!("cargo {}", words.join(" "));
             let command = dies_with_us(&duct::cmd(&cargo, words))
                 .dir(context.workspace.root())
-                .env("RUSTDOCFLAGS", "-D warnings")
+                .env("RUSTDOCFLAGS", DOC_FLAGS)
                 .stdin_null()
                 .unchecked();
             Ok(command.run().context("failed to start cargo")?.status.success())

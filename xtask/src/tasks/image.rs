@@ -1,5 +1,7 @@
 //! `image`: makes a bootable disk of a container image, and keeps the cache of such disks.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "brackets in the help are no links")]
+
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand};
 

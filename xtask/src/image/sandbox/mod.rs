@@ -5,7 +5,7 @@
 //! [network](network) reaches other hosts, and of this one what any other host reaches. Inside of all that, the
 //! builder confines each RUN once more, as a container.
 //!
-//! Making namespaces needs root. [`is_possible`] says by trying whether this process may.
+//! Making namespaces needs root. [`obstacle`] says by trying whether this process may.
 
 mod network;
 pub mod view;
