@@ -19,6 +19,7 @@ mod output;
 mod pid1;
 mod power_cuts;
 mod registry;
+mod turns;
 mod volumes;
 mod world;
 
