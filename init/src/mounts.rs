@@ -21,6 +21,9 @@ use crate::log;
 /// Where the root file system is mounted before PID 1 moves into it.
 const NEW_ROOT: &str = "/new-root";
 
+/// What disks are mounted with: what is freed is told to QEMU, which makes a hole of it in the host's file.
+pub(crate) const DISK_OPTIONS: &str = "discard";
+
 /// How long a device may take to appear. Virtio disks are there before PID 1 is.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -100,7 +103,7 @@ pub(crate) fn enter_root(root: &Root) -> Result<()> {
     wait_for_device(&root.device)?;
     fs::create_dir_all(NEW_ROOT).with_context(|| format!("cannot create `{NEW_ROOT}` in the initramfs"))?;
     let flags = if root.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-    mount_type(&root.device, Path::new(NEW_ROOT), &root.fstype, flags, "")?;
+    mount_type(&root.device, Path::new(NEW_ROOT), &root.fstype, flags, DISK_OPTIONS)?;
     // The device nodes come again inside the root.
     unmount("/dev", UnmountFlags::DETACH).context("cannot unmount the initramfs's `/dev`")?;
     rustix::process::chdir(NEW_ROOT).context("cannot enter the root file system")?;

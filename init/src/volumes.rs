@@ -10,7 +10,7 @@ use init::boot_config::Mount;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
 use crate::log;
-use crate::mounts::{Point, create_point, mount_type, wait_for_device};
+use crate::mounts::{DISK_OPTIONS, Point, create_point, mount_type, wait_for_device};
 use init::archive::copy_tree;
 
 /// What 9p is mounted with. The transport takes at most 500 KiB in one message (net/9p/trans_virtio.c), and `mmap`
@@ -87,7 +87,7 @@ fn make<'a>(mount: &'a Mount, staged: &mut Vec<&'a str>) -> Result<()> {
             create_point(path, Point::Directory)?;
             wait_for_device(device)?;
             on_stage(|stage| {
-                mount_type(device, stage, fstype, MountFlags::empty(), "")?;
+                mount_type(device, stage, fstype, MountFlags::empty(), DISK_OPTIONS)?;
                 let data = stage.join(VOLUME_DATA);
                 if is_empty(&data)? {
                     log::step(format_args!("copy what the image has at {target}"));

@@ -3,6 +3,10 @@
 use std::fs;
 use std::net::TcpListener;
 
+use xtask::vm::machine::{Accelerator, Machine, Network};
+use xtask::vm::supervise::outcome::Outcome;
+use xtask::vm::supervise::supervisor::{Supervision, Supervisor};
+
 use crate::support::{Scratch, in_small_cache};
 use crate::world::{busybox_image, complete_set, set_of, xtask};
 
@@ -126,4 +130,43 @@ fn killing_boot_leaves_no_qemu_and_its_name_is_free_again() {
     let workspace = xtask::workspace::Workspace::discover().unwrap();
     let left = xtask::vm::record::run_dir::RunDir::named(&workspace, &name);
     assert!(!left.path().exists(), "something of `{name}` is left");
+}
+
+#[test]
+fn a_kernel_that_panics_before_its_console_is_up_says_why() {
+    let scratch = Scratch::new();
+    let workspace = xtask::workspace::Workspace::discover().unwrap();
+    let ending = |argument: &str| {
+        let machine = Machine {
+            kernel: xtask::kernel::latest(&workspace).unwrap().boot_image().to_owned(),
+            initramfs: None,
+            kernel_arguments: vec![argument.to_owned()],
+            accelerator: Accelerator::Tcg,
+            memory_mib: 128,
+            cpus: 1,
+            agent_socket: Some("agent".into()),
+            disks: Vec::new(),
+            shares: Vec::new(),
+            network: Network::None,
+            private_network: None,
+            gdb_socket: None,
+        };
+        let supervision = Supervision {
+            limits: xtask::boot::run::limits(Accelerator::Tcg, None),
+            console_log: scratch.path().join("console.log"),
+            clients: None,
+            main: xtask::vm::queue::bounded(1).0,
+            console_is_main: false,
+        };
+        Supervisor::launch(&machine, supervision).unwrap().run().unwrap()
+    };
+    // At once; and where there is no memory for the drivers.
+    for (argument, cause) in [
+        ("memmap=exactmap", "the guest's kernel panicked: Invalid user supplied memory map"),
+        ("mem=16M", "the guest ran out of memory; give it more with `-m`"),
+    ] {
+        let ended = ending(argument);
+        assert_eq!(ended.outcome, Outcome::Failed { cause: cause.into() }, "{:?}", ended.last_lines);
+        assert!(!ended.last_lines.is_empty());
+    }
 }

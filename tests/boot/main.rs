@@ -6,6 +6,7 @@ mod confined;
 mod copy;
 mod debug;
 mod disk;
+mod enemy;
 mod failures;
 mod foreign;
 mod full_disk;

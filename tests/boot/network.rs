@@ -5,8 +5,10 @@ use std::net::{TcpListener, UdpSocket};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::support::Scratch;
-use crate::world::{DEADLINE, Machine, fixture, get, nginx_base, xtask};
+use rustix::process::{Signal, kill_process};
+
+use crate::support::{Scratch, wait_until};
+use crate::world::{DEADLINE, Detached, Machine, fixture, get, nginx_base, xtask};
 
 /// Services on the host's loopback; they greet whoever comes.
 fn loopback_services() -> (u16, u16) {
@@ -50,16 +52,21 @@ fn probe(arguments: &[&str]) -> (Vec<String>, String) {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let deadline = Instant::now() + DEADLINE;
-    let mut answer = [0; 100];
+    // More than a frame holds, both ways.
+    let question = format!("end{}", ".".repeat(4000));
+    let mut answer = [0; 10_000];
     let length = loop {
         assert!(Instant::now() < deadline, "the guest's echo never answered; it said {said:?}");
-        client.send_to(b"end", ("127.0.0.1", port)).unwrap();
+        client.send_to(question.as_bytes(), ("127.0.0.1", port)).unwrap();
         if let Ok(length) = client.recv(&mut answer) {
             break length;
         }
     };
     assert!(boot.wait().unwrap().success());
-    (said, String::from_utf8_lossy(&answer[..length]).into_owned())
+    (
+        said,
+        String::from_utf8_lossy(&answer[..length]).trim_end_matches('.').to_owned() + &format!(" {length}"),
+    )
 }
 
 #[test]
@@ -68,11 +75,11 @@ fn a_guest_reaches_the_hosts_loopback_only_where_it_is_allowed() {
     let unreached =
         ["tcp 10.0.2.2 refused", "udp 10.0.2.2 nothing", "tcp 127.0.0.1 nothing", "udp 127.0.0.1 nothing"];
     assert_eq!(said, unreached);
-    assert_eq!(echo, "guest: end");
+    assert_eq!(echo, "guest: end 4010");
 
     let (said, echo) = probe(&["--allow-host"]);
     assert_eq!(said[..2], ["tcp 10.0.2.2 the host", "udp 10.0.2.2 the host"]);
-    assert_eq!(echo, "guest: end");
+    assert_eq!(echo, "guest: end 4010");
 }
 
 #[test]
@@ -145,4 +152,39 @@ fn without_a_network_there_is_none_and_exposed_ports_are_published_on_request() 
     let mut machine = Machine::boot(&["-P", &hello]);
     let port = machine.port(80);
     assert!(get(port, "/").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_member_whose_supervisor_was_killed_is_no_name_any_more_and_another_does_not_speak_for_it() {
+    let network = format!("lan-{}", std::process::id());
+    let hello = format!("{}/../images/hello", env!("CARGO_MANIFEST_DIR"));
+    let idle = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
+    let member = |word: &str| Detached::boot(word, &["--network", &network, &hello, "--", "sh", "-c", idle]);
+    let (alice, bob, mallory) = (member("alice"), member("bob"), member("mallory"));
+    let knows = |machine: &Detached, name: &str| machine.sh("cat /etc/hosts").contains(name);
+    wait_until("alice knows the others", || knows(&alice, &bob.name) && knows(&alice, &mallory.name));
+    let ping = |address: &str| format!("ping -c 1 -W 10 {address} >/dev/null && echo reached");
+    assert_eq!(alice.sh(&ping("10.0.3.4")), "reached\n");
+    assert_eq!(alice.sh(&ping("10.0.3.3")), "reached\n");
+
+    // With bob's address on its interface, mallory sends as bob: alice's answers would go to bob, who counts them.
+    let counted = || bob.sh("cat /sys/class/net/eth1/statistics/rx_packets").trim().parse::<u64>().unwrap();
+    let before = counted();
+    mallory.sh("ip addr add 10.0.3.3/32 dev eth1
+         ip route del 10.0.3.0/24 dev eth1; ip route add 10.0.3.0/24 dev eth1 src 10.0.3.3
+         ping -c 3 -W 2 10.0.3.2 >/dev/null || true
+         ip addr del 10.0.3.3/32 dev eth1; ip route add 10.0.3.0/24 dev eth1 src 10.0.3.4");
+    assert_eq!(
+        alice.sh("ip neigh show 10.0.3.3 2>/dev/null | grep -c 02:42:0a:00:03:04 || true").trim(),
+        "0"
+    );
+    assert_eq!(alice.sh(&ping("10.0.3.3")), "reached\n", "and bob is still who answers for it");
+    assert!(counted() <= before + 8, "alice answered somebody who was not bob");
+
+    kill_process(bob.process("supervisor"), Signal::KILL).unwrap();
+    wait_until("bob is no name any more", || !knows(&alice, &bob.name) && !knows(&mallory, &bob.name));
+    assert!(knows(&alice, &mallory.name));
+    drop((alice, bob, mallory));
+    let workspace = xtask::workspace::Workspace::discover().unwrap();
+    std::fs::remove_dir_all(workspace.networks().join(&network)).unwrap();
 }

@@ -29,7 +29,7 @@ try_both("127.0.0.1");
 
 my $echo = IO::Socket::INET->new(Proto => "udp", LocalPort => 7) or die;
 print "echo is up\n";
-while ($echo->recv(my $word, 100)) {
+while ($echo->recv(my $word, 10000)) {
     $echo->send("guest: $word");
-    last if $word eq "end";
+    last if $word =~ /^end/;
 }

@@ -104,6 +104,44 @@ fn a_named_volume_starts_with_the_images_files_and_outlives_its_machine() {
     assert!(!disk.exists());
 }
 
+/// Bytes that a file takes on the host (stat(2): a block is 512 bytes).
+fn space(file: &camino::Utf8Path) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(file).unwrap()) * 512
+}
+
+#[test]
+fn what_a_guest_frees_is_given_back_to_the_host_by_volumes_and_by_its_own_disk() {
+    const WRITTEN: u64 = 64 << 20;
+    let named = Named::new("freed");
+    let at = named.at("/data");
+    let workspace = Workspace::discover().unwrap();
+    let machine = crate::world::Detached::boot(
+        "freed",
+        &[
+            "-v",
+            &at,
+            "images/hello",
+            "--",
+            "sh",
+            "-c",
+            "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done",
+        ],
+    );
+    let overlay = xtask::vm::record::run_dir::RunDir::named(&workspace, &machine.name).overlay();
+    let files = [("/data", volume::disk(&workspace, &named.0)), ("/root", overlay)];
+    for (folder, file) in &files {
+        machine.sh(&format!("mkdir -p {folder}"));
+        let before = space(file);
+        // Random bytes, since QEMU may make holes of zeros.
+        machine.sh(&format!("dd if=/dev/urandom of={folder}/big bs=1M count=64 2>/dev/null && sync"));
+        assert!(space(file) > before + WRITTEN / 10 * 9, "{file} holds what was written");
+        machine.sh(&format!("rm {folder}/big && sync"));
+        wait_until(&format!("{file} is small again"), || space(file) < before + WRITTEN / 10);
+    }
+    assert!(machine.task("stop", &[], &[]).output().unwrap().status.success());
+    assert!(space(&files[0].1) < WRITTEN / 4);
+}
+
 #[test]
 fn a_volume_in_use_is_refused_to_a_second_machine_and_to_removal() {
     let named = Named::new("taken");

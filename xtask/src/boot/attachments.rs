@@ -111,7 +111,7 @@ pub fn join(
     restrict(&workspace.networks())?;
     let folder = workspace.networks().join(network);
     let is_running = |machine: &str| RunDir::named(workspace, machine).is_running();
-    let (number, members) = members::join(&folder, run_dir.name(), is_running)?;
+    let (number, members) = members::join(&folder, run_dir.name(), &run_dir.lock_file(), is_running)?;
     Ok((PrivateNetwork { folder, number }, members))
 }
 

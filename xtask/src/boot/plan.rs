@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn a_private_network_is_a_second_interface_with_the_names_of_those_in_it() {
         let network = PrivateNetwork { folder: "/lan".into(), number: 3 };
-        let members = vec![Member { number: 2, machine: "db".into() }];
+        let members = vec![Member { number: 2, machine: "db".into(), lock: "/db/lock".into() }];
         let plan = plan(Parts { private_network: Some((network.clone(), members)), ..parts() }).unwrap();
         assert_eq!((plan.machine.virtio_slots(), plan.machine.private_network), (5, Some(network)));
         let private = plan.boot_config.network.unwrap().private.unwrap();

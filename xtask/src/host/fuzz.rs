@@ -11,8 +11,17 @@ use camino::Utf8Path;
 use super::process::{dies_with_us, run_watched};
 
 /// The targets, as `fuzz/Cargo.toml` names them.
-const TARGETS: [&str; 8] =
-    ["layer", "reference", "manifest", "protocol", "qcow2", "extraction", "dockerignore", "dockerfile"];
+const TARGETS: [&str; 9] = [
+    "layer",
+    "reference",
+    "manifest",
+    "protocol",
+    "qcow2",
+    "extraction",
+    "dockerignore",
+    "dockerfile",
+    "guard",
+];
 
 /// Coverage counters and traced comparisons, which libFuzzer steers by (cargo-fuzz, `src/project.rs`).
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

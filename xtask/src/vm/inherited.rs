@@ -70,6 +70,11 @@ impl Inherited {
         self.handed.insert(path.to_owned(), Handed::Socket(fd));
     }
 
+    /// Gives QEMU an open file under this path, through which it goes on writing.
+    pub fn opened(&mut self, path: &Utf8Path, file: OwnedFd) {
+        self.disk(path, vec![file.into()]);
+    }
+
     fn hold(&mut self, fd: OwnedFd) -> RawFd {
         let raw = fd.as_raw_fd();
         self.held.push(fd);

@@ -26,6 +26,7 @@ pub fn arguments(machine: &Machine, inherited: &Inherited) -> Vec<String> {
     for (set, fd) in inherited.sets() {
         words.add("-add-fd", format!("fd={fd},set={set}"));
     }
+    early_console(words, inherited);
     for (index, disk) in machine.disks.iter().enumerate() {
         block(words, inherited, index, disk);
     }
@@ -106,9 +107,29 @@ fn accelerator(words: &mut Words, accelerator: Accelerator) {
     }
 }
 
+/// Where the kernel speaks before hvc0 is there. After `quiet` that is errors alone: why it panics. The port is the debug
+/// console's of Bochs. It is set up like a serial port's (`early_serial_hw_init` in arch/x86/kernel/early_printk.c), which
+/// writes the divisor to it: 0, from a rate above 115,200, does no harm.
+const EARLY_CONSOLE: &str = "earlyprintk=serial,0xe9,230400";
+
+/// TCG's timers come late where the host is busy, and say nothing of the machine:
+///
+/// - `no_timer_check`: the timer's interrupt is not given up on (`check_timer` in arch/x86/kernel/apic/io_apic.c panics)
+/// - `tsc=reliable`: the TSC, which is the host's, is not given up for ticks that are late or lost (`clocksource_watchdog`
+///   in kernel/time/clocksource.c, `check_tsc_sync_source` in arch/x86/kernel/tsc_sync.c)
+/// - `rcu_cpu_stall_suppress`: a CPU that did not run has not hung
+///
+/// Detectors of lockups and hung tasks are not in the lean kernel, and panic in none unless asked to. Under KVM the kernel
+/// does the first by itself, and knows when it was stopped (arch/x86/kernel/kvm.c).
+const LATE_TIMERS: &str = "no_timer_check tsc=reliable rcupdate.rcu_cpu_stall_suppress=1";
+
 fn kernel(words: &mut Words, machine: &Machine, inherited: &Inherited) {
     // reboot=t: a triple fault, which `-no-reboot` turns into QEMU's end. panic=-1: at once.
-    let mut command_line = String::from("console=hvc0 reboot=t panic=-1 acpi=off quiet");
+    let mut command_line = format!("quiet {EARLY_CONSOLE} console=hvc0 reboot=t panic=-1 acpi=off");
+    if machine.accelerator == Accelerator::Tcg {
+        command_line.push(' ');
+        command_line.push_str(LATE_TIMERS);
+    }
     if machine.initramfs.is_none() {
         command_line.push_str(" root=/dev/vda rw");
     }
@@ -121,6 +142,16 @@ fn kernel(words: &mut Words, machine: &Machine, inherited: &Inherited) {
         words.add("-initrd", inherited.file(initramfs));
     }
     words.add("-append", command_line);
+}
+
+/// The stream that the console is on, as a file.
+pub const STDOUT: &str = "/dev/stdout";
+
+/// A device that takes bytes and gives none, on the same stream as the console: it is heard for the same verdicts.
+fn early_console(words: &mut Words, inherited: &Inherited) {
+    let stdout = inherited.file(Utf8Path::new(STDOUT));
+    words.add("-chardev", format!("file,id=early,path={},append=on", value(&stdout)));
+    words.add("-device", "isa-debugcon,iobase=0xe9,chardev=early");
 }
 
 /// All ports sit on one device, since slots are few.

@@ -1,9 +1,12 @@
 //! The host's part of a machine's network, beside QEMU's own: the [guard] that keeps a guest from this host's
 //! loopback, and private networks, where [members] find each other and a [switch] carries their frames.
 
+pub mod fuzz;
 pub mod guard;
 pub mod members;
+mod packet;
 mod relay;
+mod speaker;
 mod switch;
 
 use std::sync::mpsc::SyncSender;

@@ -7,6 +7,7 @@ use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::guard::{Guard, LONGEST_FRAME};
 use crate::vm::inherited::Inherited;
@@ -20,28 +21,28 @@ pub(super) fn start(sockets: &GuardSockets, inherited: &mut Inherited) -> anyhow
     let guard = Arc::new(Mutex::new(Guard::default()));
     let leaving = Arc::clone(&guard);
     direction(&sockets.leaving(), inherited, move |frame| {
-        leaving.lock().unwrap_or_else(PoisonError::into_inner).leaves(frame)
+        leaving.lock().unwrap_or_else(PoisonError::into_inner).leaves(frame, Instant::now())
     })?;
     if sockets.with_arriving {
         direction(&sockets.arriving(), inherited, move |frame| {
-            guard.lock().unwrap_or_else(PoisonError::into_inner).arrives(frame);
-            true
+            guard.lock().unwrap_or_else(PoisonError::into_inner).arrives(&frame, Instant::now());
+            Some(frame)
         })?;
     }
     Ok(())
 }
 
-/// Carries frames of one direction, those that `may_pass`, as it leaves them.
+/// Carries frames of one direction, what `passes` leaves of them.
 fn direction(
     [out, back]: &[camino::Utf8PathBuf; 2],
     inherited: &mut Inherited,
-    mut may_pass: impl FnMut(&mut [u8]) -> bool + Send + 'static,
+    mut passes: impl FnMut(Vec<u8>) -> Option<Vec<u8>> + Send + 'static,
 ) -> anyhow::Result<()> {
     let (out, back) = (inherited.connect(out)?, inherited.connect(back)?);
     let (sender, frames) = sync_channel(QUEUE);
     std::thread::spawn(move || {
         // It ends with QEMU.
-        let _ = read(out, &sender, &mut may_pass);
+        let _ = read(out, &sender, &mut passes);
     });
     std::thread::spawn(move || {
         let _ = write(back, &frames);
@@ -52,7 +53,7 @@ fn direction(
 fn read(
     stream: UnixStream,
     sender: &SyncSender<Vec<u8>>,
-    may_pass: &mut dyn FnMut(&mut [u8]) -> bool,
+    passes: &mut dyn FnMut(Vec<u8>) -> Option<Vec<u8>>,
 ) -> io::Result<()> {
     let mut stream = BufReader::with_capacity(LONGEST_FRAME, stream);
     loop {
@@ -62,10 +63,9 @@ fn read(
         if size > LONGEST_FRAME {
             return Err(io::Error::other("a frame that no device sends"));
         }
-        let mut frame = vec![0; 4 + size];
-        frame[..4].copy_from_slice(&length);
-        stream.read_exact(&mut frame[4..])?;
-        if may_pass(&mut frame[4..]) {
+        let mut frame = vec![0; size];
+        stream.read_exact(&mut frame)?;
+        if let Some(frame) = passes(frame) {
             // A full queue drops the frame; one without a reader is the machine's end.
             let _ = sender.try_send(frame);
         }
@@ -73,5 +73,12 @@ fn read(
 }
 
 fn write(mut stream: UnixStream, frames: &Receiver<Vec<u8>>) -> io::Result<()> {
-    frames.iter().try_for_each(|frame| stream.write_all(&frame))
+    let mut bytes = Vec::new();
+    frames.iter().try_for_each(|frame| {
+        bytes.clear();
+        // `LONGEST_FRAME` is far below.
+        bytes.extend((frame.len() as u32).to_be_bytes());
+        bytes.extend(frame);
+        stream.write_all(&bytes)
+    })
 }

@@ -229,6 +229,11 @@ impl RunDir {
         self.path.join("initramfs.cpio")
     }
 
+    /// The file that its supervisor holds locked for as long as it lives.
+    pub fn lock_file(&self) -> Utf8PathBuf {
+        self.path.join(LOCK)
+    }
+
     /// True while a supervisor lives.
     pub fn is_running(&self) -> bool {
         // Shared, so that two who look at the same time do not take each other for the supervisor.

@@ -63,7 +63,11 @@ impl Console {
     }
 
     fn end_line(&mut self) -> String {
-        let line = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).trim_end().to_owned();
+        // The early console begins with a zero (`EARLY_CONSOLE` in vm/qemu.rs).
+        let line = String::from_utf8_lossy(&std::mem::take(&mut self.partial))
+            .trim_start_matches('\0')
+            .trim_end()
+            .to_owned();
         if let Some(at) = line.find(STEP_MARKER) {
             self.notes.push(line[at..].to_owned());
         }

@@ -121,12 +121,17 @@ impl Supervisor {
             inherited.socket(path, gdb.into());
         }
 
+        // The console and the early one speak on one stream, which ends with QEMU.
+        let (stdout, console) = io::pipe().context("failed to make a pipe")?;
+        let early = console.try_clone().context("failed to make a pipe")?;
+        inherited.opened(Utf8Path::new(qemu::STDOUT), early.into());
+
         let program = tools::find(qemu::PROGRAM).unwrap_or_else(|| qemu::PROGRAM.into());
         let mut command = Command::new(&program);
         command
             .args(qemu::arguments(machine, &inherited))
             .stdin(if supervision.console_is_main { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
+            .stdout(console)
             .stderr(Stdio::piped());
         // A group of its own: Ctrl-C on the terminal is for us to pass on, not for QEMU to die of.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -135,14 +140,12 @@ impl Supervisor {
         die_with(&mut command, rustix::process::getpid(), Signal::KILL);
         let mut qemu = command.spawn().with_context(|| format!("failed to start `{program}`"))?;
         // Its ends of the sockets are QEMU's alone, so that they close with it.
-        drop(inherited);
+        drop((inherited, command));
 
         watch_process(&qemu, &sender)?;
-        if let Some(stdout) = qemu.stdout.take() {
-            let sender = sender.clone();
-            let room = supervision.console_is_main.then(|| supervision.main.room());
-            std::thread::spawn(move || read_console(stdout, &sender, room.as_ref()));
-        }
+        let room = supervision.console_is_main.then(|| supervision.main.room());
+        let console_events = sender.clone();
+        std::thread::spawn(move || read_console(stdout, &console_events, room.as_ref()));
         let mut stderr = qemu.stderr.take();
         let (complain, complaint) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
