@@ -91,7 +91,12 @@ pub fn from_image(context: &Context, request: &ImageRequest) -> anyhow::Result<B
 /// its own `/sbin/init`, as the recipe has it.
 pub fn from_set(workspace: &Workspace, folder: &Utf8Path) -> anyhow::Result<Bootable> {
     let folder = existing(folder, "folder")?;
-    let lock = Lock::hold_beside_others(&Set::lock(workspace, &folder)?, &format!("`{folder}`"))?;
+    let (lock, what) = (Set::lock(workspace, &folder)?, format!("`{folder}`"));
+    if Set::is_half(&folder) {
+        let _turn = Lock::hold(&lock, &what)?;
+        Set::settle(&folder)?;
+    }
+    let lock = Lock::hold_beside_others(&lock, &what)?;
     let set = Set::load(&folder)?;
     opened::check_alone(&set.disk, &set.disk)?;
     let (initramfs, config) = match (&set.init, &set.image_config) {

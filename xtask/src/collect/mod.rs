@@ -16,8 +16,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 pub use remote::{Candidate, SshOptions, Target, candidates_below};
 
-use crate::artifact::{Lock, Staged, remove_any, require_space};
-use crate::artifacts::{DISK, IMAGE_CONFIG, INIT, KERNEL};
+use crate::artifact::{Lock, Staged, require_space};
+use crate::artifacts::{DISK, INIT, Set};
 use crate::disk::opened;
 use crate::error::Hint as _;
 use crate::host::process::dies_with_us;
@@ -49,6 +49,7 @@ pub fn collect(request: &Request<'_>) -> anyhow::Result<()> {
         bail!("the destination `{destination}` is not a folder");
     }
     let _lock = Lock::hold(request.lock, &format!("`{destination}`"))?;
+    Set::settle(destination)?;
     note!("connecting to {}", request.target.host);
     fetch(request).with_context(|| format!("failed to collect from `{}`", request.target.host))
 }
@@ -195,16 +196,7 @@ impl<'a> Landing<'a> {
         if self.is_new {
             return self.staged.publish();
         }
-        for name in [INIT, KERNEL, DISK, IMAGE_CONFIG] {
-            let (from, to) = (self.folder().join(name), self.destination.join(name));
-            if from.exists() {
-                fs::rename(&from, &to).with_context(|| format!("failed to move `{from}` to `{to}`"))?;
-            } else {
-                // The config of another image must not stay beside this disk.
-                remove_any(&to)?;
-            }
-        }
-        Ok(())
+        Set::replace(self.staged, self.destination)
     }
 }
 

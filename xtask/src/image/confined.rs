@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::builder::Builder;
 use super::sandbox::{Order, RUNTIME};
 use super::store::fingerprint;
-use crate::artifact::{create_folder, remove_any, write_whole};
+use crate::artifact::{create_folder, remove_any, sync_names, sync_tree, write_whole};
 use crate::host::tools;
 
 /// Variables of ours that are the builder's too: how it reaches the network, which time it is to write.
@@ -180,6 +180,7 @@ impl Begun {
             .with_context(|| format!("failed to hand on the lock of `{folder}`"))?;
         let mark = marks.join(std::process::id().to_string());
         File::create(&mark).with_context(|| format!("failed to create `{mark}`"))?;
+        sync_names(&marks)?;
         Ok(Begun { mark, _lock: lock })
     }
 
@@ -190,6 +191,11 @@ impl Begun {
     }
 
     fn finish(self) -> anyhow::Result<()> {
+        // After a power cut the storage is whole, or the mark is still there.
+        let layers = self.mark.ancestors().nth(2).map(|folder| folder.join(LAYERS));
+        if let Some(layers) = layers.filter(|layers| layers.exists()) {
+            sync_tree(&layers)?;
+        }
         remove_any(&self.mark)
     }
 }

@@ -24,7 +24,7 @@ use super::blob::Unpacking;
 use super::layer::Layer;
 use super::oci::{Descriptor, Manifest, choose_platform};
 use super::reference::Reference;
-use crate::artifact::Staged;
+use crate::artifact::{Staged, require_space};
 use crate::ui;
 use crate::workspace::hex;
 
@@ -176,6 +176,8 @@ fn fetch_blob(
     let short = descriptor.digest.get(7..19).unwrap_or(&descriptor.digest);
     let bar = bars.add(short, descriptor.size);
     let staged = Staged::new(&blobs.path(&descriptor.digest))?;
+    let folder = staged.path().parent().context("a blob without a folder")?;
+    require_space(folder, descriptor.size, "a layer")?;
     let mut file =
         File::create(staged.path()).with_context(|| format!("failed to create `{}`", staged.path()))?;
     let downloaded = download(client, descriptor, &mut file, &bar);
