@@ -296,6 +296,32 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_way_has_no_links_in_it_and_names_come_in_order() {
+        let scratch = std::env::temp_dir().join(format!("init-archive-way-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&scratch);
+        fs::create_dir_all(scratch.join("real")).unwrap();
+        for name in ["b", "a", "c"] {
+            fs::write(scratch.join("real").join(name), name).unwrap();
+        }
+        symlink("real", scratch.join("link")).unwrap();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let top = Inode::of(open(&scratch, flags, Mode::empty()).unwrap()).unwrap();
+        assert!(top.below(Path::new("real/a")).is_ok());
+        assert_eq!(top.below(Path::new("link")).unwrap().kind(), FileType::Symlink);
+        assert!(top.below(Path::new("link/a")).is_err());
+        assert!(top.below(Path::new("../x")).is_err());
+        let mut bytes = Vec::new();
+        write_tree(&mut bytes, &scratch, b"x", false, &mut |complaint| panic!("{complaint}")).unwrap();
+        let mut feeder = crate::archive::Feeder::new(&bytes[..]);
+        let mut names = Vec::new();
+        while let Some(entry) = feeder.next_entry().unwrap() {
+            names.push(String::from_utf8(entry.path).unwrap());
+        }
+        assert_eq!(names, ["x/", "x/link", "x/real/", "x/real/a", "x/real/b", "x/real/c"]);
+        fs::remove_dir_all(&scratch).unwrap();
+    }
+
     /// Somebody swaps a file and a folder for links to elsewhere, and a file for a pipe that nobody writes to, over and over.
     #[test]
     fn what_becomes_a_link_brings_nothing_of_elsewhere() {

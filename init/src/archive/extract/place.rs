@@ -242,6 +242,8 @@ mod tests {
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(folder.join("there")).unwrap();
         let rules = Rules::Foreign { name: b".".to_vec(), keep_all: false };
+        assert_eq!(Place::new(&folder, &rules).unwrap().most, 4_000_000);
+        assert_eq!(Place::new(&folder, &Rules::Own).unwrap().most, u64::MAX);
         let mut place = Place { most: 3, ..Place::new(&folder, &rules).unwrap() };
         place.directory(&relative("there/a/b")).unwrap();
         assert_eq!((place.count, place.made.len()), (2, 2));

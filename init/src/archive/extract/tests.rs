@@ -270,3 +270,19 @@ fn what_cannot_be_written_is_named() {
     let missing = extract(&whole[..], &scratch.0.join("missing")).unwrap_err();
     assert!(format!("{missing:#}").contains("/missing`: No such file or directory"));
 }
+
+#[test]
+fn an_archive_of_one_s_own_describes_what_was_there() {
+    let scratch = Scratch::new("own");
+    let directory = scratch.target().join("d");
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
+    extract(&archive(&[entry(EntryType::Directory, b"d/", b"", b"")])[..], &scratch.target()).unwrap();
+    let metadata = fs::metadata(&directory).unwrap();
+    assert_eq!((metadata.mode() & 0o7777, metadata.mtime()), (0o755, 1_000_000));
+    let mut header = EntryBuilder::new_ustar();
+    header.entry_type(EntryType::Fifo).path("pipe").mode(0o600).unwrap().mtime(0).unwrap();
+    header.uid(u32::MAX.into()).unwrap().gid(0).unwrap();
+    let said = refusal(&scratch, &archive(&[header.finish_bytes()]));
+    assert_eq!(said, "cannot write `pipe`: its owner is out of range");
+}

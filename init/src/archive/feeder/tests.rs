@@ -252,3 +252,17 @@ fn no_stream_is_read_for_ever() {
         }
     }
 }
+
+#[test]
+fn the_headers_of_one_entry_share_a_limit() {
+    let comment = extended(&[record("comment", &[b'x'; 700_000])]);
+    assert!(
+        read(Feeder::new(&archive(&[comment.clone(), file("a", b""), comment.clone(), file("b", b"")])[..]))
+            .is_ok()
+    );
+    let two = archive(&[comment, long(b'K', &[b'x'; 700_000]), link("a", "b")]);
+    assert_eq!(refusal(&two), "the headers of one entry take more than 1048576 bytes");
+    let zero = archive(&[extended(&[record("linkpath", b"a\0b")]), link("a", "b")]);
+    let expected = "entry `a`: a link's target of 3 bytes; Linux allows 1 to 4095, none of them zero";
+    assert_eq!(refusal(&zero), expected);
+}

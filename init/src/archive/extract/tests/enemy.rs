@@ -354,3 +354,28 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
     });
 }
+
+#[test]
+fn folders_are_finished_from_the_inside() {
+    as_every_user(|| {
+        let (scratch, _) = world("closed");
+        let stream =
+            hostile::archive(&[hostile::directory("asked/", 0), hostile::directory("asked/d/", 0o750)]);
+        unpack_well(&scratch, &stream);
+        let asked = scratch.target().join(ASKED);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(&asked), 0);
+        fs::set_permissions(&asked, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(mode(&asked.join("d")), 0o750);
+    });
+}
+
+#[test]
+fn zeros_become_holes() {
+    let (scratch, _) = world("zeros");
+    let content = [&[1; 5000][..], &[0; 1 << 20], &[2; 5000]].concat();
+    unpack_well(&scratch, &hostile::archive(&[hostile::file(ASKED, &content)]));
+    let asked = scratch.target().join(ASKED);
+    assert!(fs::read(&asked).unwrap() == content);
+    assert!(fs::metadata(&asked).unwrap().blocks() < 200);
+}
