@@ -7,9 +7,11 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::run::{self, Order};
@@ -20,6 +22,9 @@ use crate::vm::record::run_dir::{RunDir, RunLock};
 
 /// The hidden task that supervises.
 pub const TASK: &str = "supervise";
+
+/// How long a supervisor may take beyond its machine's limit for the start: somebody has stopped it.
+const SUPERVISORS_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The word for a main process that runs.
 const STARTED: &str = "started";
@@ -47,6 +52,12 @@ pub fn start(run_dir: &RunDir, lock: RunLock, held: &[Lock]) -> anyhow::Result<O
     });
     let mut word = String::new();
     if let Some(stdout) = supervisor.stdout.take() {
+        let patience = run_dir.read_plan::<Order>()?.limits.start + SUPERVISORS_PATIENCE;
+        if !is_readable(&stdout, patience) {
+            supervisor.kill().and_then(|()| supervisor.wait()).context("failed to end the supervisor")?;
+            let (name, seconds) = (run_dir.name(), patience.as_secs());
+            bail!("the supervisor of `{name}` said nothing for {seconds} s, and was killed");
+        }
         BufReader::new(stdout).read_line(&mut word).context("failed to listen to the supervisor")?;
     }
     if word.trim_end() == STARTED {
@@ -59,6 +70,13 @@ pub fn start(run_dir: &RunDir, lock: RunLock, held: &[Lock]) -> anyhow::Result<O
             bail!("the supervisor of `{}` failed ({status}):\n{}", run_dir.name(), read_text(&log)?.trim())
         }
     }
+}
+
+/// Whether there is something to read, or an end, within this time.
+fn is_readable(stdout: &ChildStdout, patience: Duration) -> bool {
+    let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
+    let patience = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    poll(&mut [PollFd::new(stdout, PollFlags::IN)], Some(&patience)).is_ok_and(|count| count > 0)
 }
 
 /// The supervisor's own side: runs the machine to its end.

@@ -21,7 +21,7 @@ use crate::vm::client::session::{Input, Session, to_our_own};
 use crate::vm::client::terminal::{self, RawTerminal};
 use crate::vm::machine::Accelerator;
 use crate::vm::queue;
-use crate::vm::record::output_log::OutputLog;
+use crate::vm::record::output_log::{LogBounds, OutputLog};
 use crate::vm::record::recorder::Recorder;
 use crate::vm::record::run_dir::RunDir;
 use crate::vm::record::{Ended, Record, State};
@@ -37,7 +37,12 @@ pub struct Order {
     pub plan: Plan,
     /// How long it may take for what.
     pub limits: Limits,
+    /// How much is kept of what it says.
+    pub log: LogBounds,
 }
+
+/// Consoles of machines that failed which are kept.
+const KEPT_CONSOLES: usize = 32;
 
 /// How long a machine may take for each part of its life under this accelerator. A busy machine without KVM needs
 /// several seconds to boot; the limits are for guests that never will.
@@ -104,7 +109,7 @@ impl Running {
         // What goes to a terminal alone is on nobody's record.
         let log = if description.kept || listener.is_none() {
             let path = run_dir.output_log();
-            Some(OutputLog::create(&path).with_context(|| format!("failed to create `{path}`"))?)
+            Some(OutputLog::create(&path, order.log).with_context(|| format!("failed to create `{path}`"))?)
         } else {
             None
         };
@@ -202,6 +207,18 @@ fn keep(log: &Utf8Path, kept: &Utf8Path) -> anyhow::Result<()> {
     staged.publish_unsynced()
 }
 
+/// Removes the oldest files of a folder beyond so many.
+fn remove_oldest(folder: &Utf8Path, keep: usize) {
+    let files = folder.read_dir_utf8().into_iter().flatten().flatten();
+    let mut files: Vec<_> =
+        files.filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.into_path()))).collect();
+    files.sort_unstable();
+    for (_, path) in files.iter().rev().skip(keep) {
+        // Another task may have removed it.
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// Tells how the machine ended, where its exit code alone does not. The console's log of a failure outlives its
 /// machine in `logs`.
 pub fn report(logs: &Utf8Path, run_dir: &RunDir, ended: &Ended) -> anyhow::Result<u8> {
@@ -210,6 +227,7 @@ pub fn report(logs: &Utf8Path, run_dir: &RunDir, ended: &Ended) -> anyhow::Resul
     }
     if matches!(ended.outcome, Outcome::Failed { .. } | Outcome::TimedOut { .. }) {
         let kept = logs.join(format!("{}.log", run_dir.name()));
+        remove_oldest(logs, KEPT_CONSOLES - 1);
         // Without room for it, how the machine ended is still to be told.
         if let Err(error) = keep(&run_dir.console_log(), &kept) {
             note!("warning: {error:#}");
@@ -222,4 +240,28 @@ pub fn report(logs: &Utf8Path, run_dir: &RunDir, ended: &Ended) -> anyhow::Resul
         }
     }
     Ok(ended.outcome.exit_code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_consoles_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        let start = std::time::SystemTime::now();
+        for age in 0..5 {
+            let file = fs::File::create(folder.join(format!("{age}.log"))).unwrap();
+            file.set_modified(start - Duration::from_secs(age)).unwrap();
+        }
+        remove_oldest(folder, 7);
+        assert_eq!(folder.read_dir_utf8().unwrap().count(), 5);
+        remove_oldest(folder, 2);
+        let mut left: Vec<String> =
+            folder.read_dir_utf8().unwrap().map(|file| file.unwrap().file_name().to_owned()).collect();
+        left.sort();
+        assert_eq!(left, ["0.log", "1.log"]);
+        remove_oldest(&folder.join("none"), 2);
+    }
 }

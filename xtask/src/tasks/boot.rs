@@ -30,6 +30,7 @@ use crate::vm::inherited::Inherited;
 use crate::vm::machine::{PublishedPort, parse_memory_mib};
 use crate::vm::qemu;
 use crate::vm::record::Description;
+use crate::vm::record::output_log::{LogBounds, LogOption};
 use crate::vm::record::run_dir::{RunDir, parse_name};
 use crate::vm::signal;
 use crate::workspace::{Workspace, hex};
@@ -152,6 +153,10 @@ pub struct BootArgs {
     /// End the machine after this time, with exit code 124
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
+
+    /// How much of the output is kept for `logs`: max-size=10m for each of max-file=3 files
+    #[arg(long, value_name = "KEY=VALUE")]
+    log_opt: Vec<LogOption>,
 
     /// Keep what the guest writes, for the next boot with the same --name; `reset` discards what was kept first
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "keep")]
@@ -326,7 +331,7 @@ impl BootArgs {
             let symbols = bootable.kernel.with_file_name("vmlinux");
             note!("the guest waits for gdb:\n    gdb {symbols} -ex 'target remote {socket}'");
         }
-        let order = Order { plan: planned, limits };
+        let order = Order { plan: planned, limits, log: LogBounds::of(&self.log_opt) };
         run_dir.write_plan(&order)?;
         let ended = if self.detach {
             if !has_agent {

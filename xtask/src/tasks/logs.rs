@@ -12,7 +12,7 @@ use super::Context;
 use crate::boot::request::parse_duration;
 use crate::error::Hint as _;
 use crate::ui;
-use crate::vm::record::output_log::{Piece, Reader};
+use crate::vm::record::output_log::{Reader, TailFilter};
 use crate::vm::record::run_dir::RunDir;
 
 /// Print what a machine's command has said, on the streams it said it on
@@ -25,6 +25,10 @@ pub struct LogsArgs {
     #[arg(short, long)]
     follow: bool,
 
+    /// Only the last lines, so many
+    #[arg(short = 'n', long, value_name = "LINES")]
+    tail: Option<u64>,
+
     /// Only what was said since then: a time ago (90s, 5m, 1h) or a date and time (RFC 3339)
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     since: Option<Timestamp>,
@@ -35,7 +39,11 @@ impl LogsArgs {
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         let run_dir = RunDir::find(&context.workspace, &self.name)?;
         let path = run_dir.output_log();
-        let mut reader = match Reader::open(&path) {
+        let opened = match self.tail {
+            Some(lines) => Reader::open_tail(&path, lines),
+            None => Reader::open(&path).map(|reader| (reader, TailFilter::default())),
+        };
+        let (mut reader, mut filter) = match opened {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(anyhow!("what `{}` says goes to the terminal that it was booted at", self.name))
                     .hint("a machine with a `--name`, or booted with `-d`, keeps a log");
@@ -48,8 +56,9 @@ impl LogsArgs {
             // Asked first: what was said before the end is in the log then.
             let is_over = changes.as_ref().is_none_or(|changes| changes.recv().unwrap_or(true));
             while let Some(piece) = reader.next_piece().with_context(|| format!("failed to read `{path}`"))? {
+                let bytes = filter.keep(&piece.bytes);
                 if self.since.is_none_or(|since| piece.milliseconds >= since.as_millisecond())
-                    && print(&piece).is_err()
+                    && print(piece.stream, bytes).is_err()
                 {
                     return Ok(0);
                 }
@@ -62,18 +71,20 @@ impl LogsArgs {
 }
 
 /// Nobody reads any more: that is an end too.
-fn print(piece: &Piece) -> io::Result<()> {
-    match piece.stream {
-        Stream::Stderr => ui::write_to_stderr(&piece.bytes),
-        Stream::Stdin | Stream::Stdout => ui::write_to_stdout(&piece.bytes),
+fn print(stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    match stream {
+        Stream::Stderr => ui::write_to_stderr(bytes),
+        Stream::Stdin | Stream::Stdout => ui::write_to_stdout(bytes),
     }
 }
 
 /// Something to receive now and whenever the log has changed; `true` when the machine has ended.
 fn watch(run_dir: &RunDir) -> anyhow::Result<mpsc::Receiver<bool>> {
-    let path = run_dir.output_log();
+    let path = run_dir.path();
+    // The folder, since a file that is full gives its name to the next.
+    let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVED_TO;
     let watched = inotify::init(inotify::CreateFlags::CLOEXEC)
-        .and_then(|fd| inotify::add_watch(&fd, path.as_std_path(), inotify::WatchFlags::MODIFY).map(|_| fd))
+        .and_then(|fd| inotify::add_watch(&fd, path.as_std_path(), flags).map(|_| fd))
         .with_context(|| format!("failed to watch `{path}`"))?;
     let (changed, changes) = mpsc::sync_channel(1);
     let _ = changed.send(false);

@@ -67,7 +67,13 @@ impl PsArgs {
             let Ok(description) = run_dir.description() else { continue };
             let is_running = run_dir.is_running();
             if is_running || self.all {
-                rows.push(row(description, run_dir.state(), is_running, Timestamp::now()));
+                let mut state = run_dir.state();
+                // Nobody checks any more.
+                if state.health.is_some() && run_dir.supervisor().is_some_and(|process| process.is_stopped())
+                {
+                    state.health = Some(Health::Unhealthy);
+                }
+                rows.push(row(description, state, is_running, Timestamp::now()));
             }
         }
         rows.sort_by_key(|row| std::cmp::Reverse(row.created));

@@ -103,6 +103,13 @@ fn force(run_dir: &RunDir, supervisor: &Holder) -> anyhow::Result<()> {
     let name = run_dir.name();
     note!("warning: the supervisor of `{name}` did not react, and is killed with its machine");
     let machine = supervisor.children();
+    // First, so that whoever waits for the end finds how it came.
+    let mut state = run_dir.state();
+    if state.ended.is_none() {
+        let outcome = Outcome::Killed(KILL);
+        state.ended = Some(Ended { at: Timestamp::now(), outcome, last_lines: Vec::new() });
+        run_dir.write_state(&state)?;
+    }
     for process in std::iter::once(supervisor).chain(&machine) {
         process.signal(Signal::KILL);
     }
@@ -110,12 +117,6 @@ fn force(run_dir: &RunDir, supervisor: &Holder) -> anyhow::Result<()> {
         if !process.wait(PLUG_LIMIT) {
             bail!("process {} of `{name}` was killed and does not end", process.id());
         }
-    }
-    let mut state = run_dir.state();
-    if state.ended.is_none() {
-        let outcome = Outcome::Killed(KILL);
-        state.ended = Some(Ended { at: Timestamp::now(), outcome, last_lines: Vec::new() });
-        run_dir.write_state(&state)?;
     }
     // What its supervisor would have done last.
     if run_dir.description()?.kept { run_dir.retire() } else { run_dir.remove() }

@@ -30,6 +30,7 @@ impl Recorder {
     pub fn run(self, frames: Receiver) {
         let Recorder { record, mut log, listener, client, on_started } = self;
         let mut on_started = Some(on_started);
+        let mut has_warned = false;
         for frame in frames {
             match &frame.message {
                 Message::Started { .. } => {
@@ -42,12 +43,13 @@ impl Recorder {
                     if let Some(writer) = &mut log {
                         let milliseconds = Timestamp::now().as_millisecond();
                         let piece = Piece { milliseconds, stream: *stream, bytes: bytes.clone() };
-                        if let Err(error) = writer.write(&piece) {
-                            // A full disk is not to end a machine; what follows would be torn.
+                        if let Err(error) = writer.write(&piece)
+                            && !std::mem::replace(&mut has_warned, true)
+                        {
+                            // A full disk is not to end a machine.
                             crate::note!(
-                                "warning: failed to write the output's log, which ends here: {error}"
+                                "warning: failed to write the output's log, which has gaps now: {error}"
                             );
-                            log = None;
                         }
                     }
                     if listener.is_none() {

@@ -7,6 +7,9 @@ use init::protocol::{EXIT_MARKER, FATAL_MARKER, STEP_MARKER};
 /// How many of the last lines are kept for a failure's message.
 const LAST_LINES: usize = 15;
 
+/// How many notes there are at most: PID 1's steps are fewer, and a guest can write what looks like them for ever.
+const MOST_NOTES: usize = 200;
+
 /// What was read off the console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -30,6 +33,7 @@ pub struct Console {
     last_lines: VecDeque<String>,
     /// For whoever runs the machine.
     notes: Vec<String>,
+    noted: usize,
     disk_failed: bool,
 }
 
@@ -68,7 +72,8 @@ impl Console {
             .trim_start_matches('\0')
             .trim_end()
             .to_owned();
-        if let Some(at) = line.find(STEP_MARKER) {
+        if let Some(at) = line.find(STEP_MARKER).filter(|_| self.noted < MOST_NOTES) {
+            self.noted += 1;
             self.notes.push(line[at..].to_owned());
         }
         if !self.disk_failed && line.contains(DISK_FAILED) {
@@ -142,6 +147,17 @@ mod tests {
             console.push(b"[    9.2] I/O error, dev vda, sector 16 op 0x1:(WRITE) flags 0x800\r\n");
         }
         assert_eq!(console.take_notes().len(), 1);
+        assert_eq!(console.take_notes().len(), 0);
+    }
+
+    #[test]
+    fn steps_without_end_are_not_all_told() {
+        let mut console = Console::default();
+        for _ in 0..1000 {
+            console.push(format!("{STEP_MARKER}0.1 mount\n").as_bytes());
+        }
+        assert_eq!(console.take_notes().len(), MOST_NOTES);
+        console.push(format!("{STEP_MARKER}0.1 mount\n").as_bytes());
         assert_eq!(console.take_notes().len(), 0);
     }
 
