@@ -20,6 +20,7 @@ mod output;
 mod pid1;
 mod power_cuts;
 mod registry;
+mod supervision;
 mod turns;
 mod volumes;
 mod world;
