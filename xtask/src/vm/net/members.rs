@@ -137,9 +137,16 @@ fn watch_over(folder: &Utf8Path, members: &[Member], own: u8, waited_for: &Arc<M
         }
         let (folder, member, waited_for) = (folder.to_owned(), member.clone(), Arc::clone(waited_for));
         std::thread::spawn(move || {
-            // Whoever joins next clears away what cannot be removed now.
-            let _ = bury(&folder, &member);
-            lock(&waited_for, &|set| set.remove(&member));
+            loop {
+                // Whoever joins next clears away what cannot be removed now.
+                let buried = bury(&folder, &member);
+                lock(&waited_for, &|set| set.remove(&member));
+                // One that came back before it was taken out of the set was passed over.
+                let is_back = buried.is_ok() && read(&folder).contains(&member);
+                if !is_back || !lock(&waited_for, &|set| set.insert(member.clone())) {
+                    return;
+                }
+            }
         });
     }
 }
