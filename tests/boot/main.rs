@@ -19,6 +19,7 @@ mod nginx;
 mod output;
 mod pid1;
 mod power_cuts;
+mod private;
 mod registry;
 mod supervision;
 mod turns;

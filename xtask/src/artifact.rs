@@ -11,11 +11,13 @@ mod lock;
 mod staged;
 
 use std::fs;
+use std::io::Write as _;
 
 use anyhow::Context as _;
 use camino::Utf8Path;
 
 use crate::error::Hint as _;
+use crate::host::private;
 use crate::ui::human_bytes;
 use crate::workspace::CACHE_VARIABLE;
 
@@ -73,7 +75,7 @@ pub fn read_text(path: &Utf8Path) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("failed to read `{path}`"))
 }
 
-/// Writes a small file whole or not at all.
+/// Writes a small file whole or not at all; its owner alone can read it.
 pub fn write_whole(path: &Utf8Path, bytes: &[u8]) -> anyhow::Result<()> {
     write_staged(path, bytes)?.publish()
 }
@@ -85,7 +87,8 @@ pub fn write_unsynced(path: &Utf8Path, bytes: &[u8]) -> anyhow::Result<()> {
 
 fn write_staged(path: &Utf8Path, bytes: &[u8]) -> anyhow::Result<Staged> {
     let staged = Staged::new(path)?;
-    fs::write(staged.path(), bytes).with_context(|| format!("failed to write `{path}`"))?;
+    let write = || private::create(staged.path()).and_then(|mut file| file.write_all(bytes));
+    write().with_context(|| format!("failed to write `{path}`"))?;
     Ok(staged)
 }
 

@@ -57,6 +57,7 @@ impl Cli {
             workspace: Workspace::discover()?,
             consent: if self.yes { Consent::Given } else { Consent::Ask },
         };
+        context.workspace.make_private()?;
         match self.task.unwrap_or(Task::Status(status::StatusArgs::default())) {
             Task::Boot(args) => args.run(&context),
             Task::Ps(args) => args.run(&context),

@@ -1,12 +1,38 @@
 //! Every path that is read or written, named once.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+
+use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Hint as _;
+use crate::host::private;
 
 /// Names the cache folder, for CI and for machines whose home is small.
 pub const CACHE_VARIABLE: &str = "MICROVM_CACHE";
+
+/// Folders of the cache, by which it is known to be one.
+const FOLDERS: [&str; 17] = [
+    "artifacts",
+    "blobs",
+    "builder",
+    "console-logs",
+    "disks",
+    "downloads",
+    "dry-run",
+    "init",
+    "kernel-builds",
+    "kernels",
+    "locks",
+    "machines",
+    "persistent",
+    "scratch",
+    "sources",
+    "verdicts",
+    "volumes",
+];
 
 /// The checkout and the folders beside it that tasks use.
 #[derive(Debug, Clone)]
@@ -47,6 +73,26 @@ impl Workspace {
         };
         let sockets = runtime.join(world(&cache));
         Ok(Workspace { root, cache, artifacts, sockets })
+    }
+
+    /// Makes the cache its owner's alone: there are secrets in it, and locks that others must not hold. A folder that was
+    /// named for it and holds other things keeps its mode; what is ours in it does not. Errors where it is another user's.
+    pub fn make_private(&self) -> anyhow::Result<()> {
+        let Ok(cache) = self.cache.canonicalize_utf8() else {
+            // One that cannot be made is named by the first who needs it.
+            let _ = DirBuilder::new().recursive(true).mode(0o700).create(&self.cache);
+            return Ok(());
+        };
+        let entries: Vec<_> =
+            cache.read_dir_utf8().with_context(|| format!("failed to read `{cache}`"))?.flatten().collect();
+        let is_ours = |name: &str| FOLDERS.contains(&name);
+        if entries.is_empty() || entries.iter().any(|entry| is_ours(entry.file_name())) {
+            return private::take(&cache).hint(format!("set {CACHE_VARIABLE} to a folder of your own"));
+        }
+        for name in FOLDERS {
+            private::make_one(&cache.join(name))?;
+        }
+        Ok(())
     }
 
     /// The same checkout with another cache, as [`CACHE_VARIABLE`] would name it.

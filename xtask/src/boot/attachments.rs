@@ -6,15 +6,16 @@ use camino::Utf8PathBuf;
 
 use super::bootable::Bootable;
 use super::request::{Volume, VolumeContent};
-use crate::artifact::{Lock, create_folder};
+use crate::artifact::Lock;
 use crate::disk::volume::{self, Access};
 use crate::disk::{self, kept, opened};
 use crate::error::Hint as _;
+use crate::host::private;
 use crate::image::config::ImageConfig;
 use crate::note;
 use crate::vm::machine::{Base, Disk, DiskFormat, GuardSockets, PortProtocol, PrivateNetwork, PublishedPort};
 use crate::vm::net::members::{self, Member};
-use crate::vm::record::run_dir::{RunDir, restrict};
+use crate::vm::record::run_dir::{RunDir, SOCKETS_LEVELS};
 use crate::workspace::Workspace;
 
 /// The disk that the guest writes to: an overlay over the image's, made for this machine.
@@ -107,9 +108,8 @@ pub fn join(
     network: &str,
     run_dir: &RunDir,
 ) -> anyhow::Result<(PrivateNetwork, Vec<Member>)> {
-    create_folder(&workspace.networks())?;
-    restrict(&workspace.networks())?;
     let folder = workspace.networks().join(network);
+    private::make_folder(&folder, SOCKETS_LEVELS).hint(private::SOCKETS_HINT)?;
     let is_running = |machine: &str| RunDir::named(workspace, machine).is_running();
     let (number, members) = members::join(&folder, run_dir.name(), &run_dir.lock_file(), is_running)?;
     Ok((PrivateNetwork { folder, number }, members))

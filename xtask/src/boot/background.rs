@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::run::{self, Order};
 use crate::artifact::{Lock, inherit, read_text};
+use crate::host::private;
 use crate::interrupt;
 use crate::vm::record::Ended;
 use crate::vm::record::run_dir::{RunDir, RunLock};
@@ -31,10 +32,10 @@ const STARTED: &str = "started";
 
 /// Starts a supervisor in the background for a machine whose plan is written down, and waits until the machine's main
 /// process runs; how the machine ended if it does not come to that. A signal that arrives meanwhile ends the machine. The
-/// locks on its disks are `held` by the supervisor, and by QEMU, from then on.
+/// locks on its disks are `held` by the supervisor from then on.
 pub fn start(run_dir: &RunDir, lock: RunLock, held: &[Lock]) -> anyhow::Result<Option<Ended>> {
     let log = run_dir.supervisor_log();
-    let stderr = File::create(&log).with_context(|| format!("failed to create `{log}`"))?;
+    let stderr = private::create(&log).with_context(|| format!("failed to create `{log}`"))?;
     let program = std::env::current_exe().context("failed to find this program")?;
     inherit(held, true)?;
     let mut supervisor = Command::new(program)

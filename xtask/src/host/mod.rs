@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod fuzz;
 pub mod peer;
 pub mod ports;
+pub mod private;
 pub mod process;
 pub mod setup;
 pub mod tools;

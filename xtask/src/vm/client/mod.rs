@@ -98,6 +98,7 @@ impl Client {
 
     /// The same, where the supervisor accepts within this time.
     pub fn connect_within(run_dir: &RunDir, limit: Duration) -> anyhow::Result<Client> {
+        run_dir.check_sockets()?;
         let (path, name) = (run_dir.clients_socket(), run_dir.name());
         let stream = match connect_socket(&path, limit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt as _;
 
 use camino::Utf8Path;
 
+use crate::host::private;
+
 /// Bytes of the beginning that stay.
 const HEAD: u64 = 256 * 1024;
 
@@ -29,7 +31,7 @@ pub struct ConsoleLog {
 impl ConsoleLog {
     /// Starts an empty log.
     pub fn create(path: &Utf8Path) -> io::Result<ConsoleLog> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = private::create(path)?;
         Ok(ConsoleLog { file, length: 0, has_gap: false })
     }
 

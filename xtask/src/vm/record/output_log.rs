@@ -78,6 +78,8 @@ impl LogBounds {
 /// Room on the disk that a log has ahead of what is in it, in bytes: for the last words of a machine that fills the disk.
 const AHEAD: u64 = 512 << 10;
 
+use crate::host::private;
+
 /// A log that is written.
 #[derive(Debug)]
 pub struct OutputLog {
@@ -183,7 +185,7 @@ impl Drop for OutputLog {
 }
 
 fn begin(path: &Utf8Path, number: u64) -> io::Result<(File, u64)> {
-    let file = File::create(path)?;
+    let file = private::create(path)?;
     let header = format!("log {number}\n");
     file.write_all_at(header.as_bytes(), 0)?;
     Ok((file, header.len() as u64))

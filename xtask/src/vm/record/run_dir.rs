@@ -4,6 +4,7 @@
 //! cleared away when the next machine is made.
 
 use std::fs::{self, File, TryLockError};
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,9 @@ use serde::de::DeserializeOwned;
 
 use super::holder::Holder;
 use super::{Description, State};
-use crate::artifact::{
-    Lock, Staged, create_folder, discard, publish_file, read_text, remove_any, write_unsynced,
-};
+use crate::artifact::{Lock, Staged, discard, publish_file, read_text, remove_any, write_unsynced};
 use crate::error::Hint as _;
+use crate::host::private;
 use crate::nearest::nearest;
 use crate::workspace::Workspace;
 
@@ -105,12 +105,10 @@ impl RunDir {
         let run_dir = RunDir::named(workspace, &description.name);
         run_dir.check_free()?;
         run_dir.clear()?;
-        create_folder(&workspace.sockets())?;
-        restrict(&workspace.sockets())?;
-        create_folder(&run_dir.sockets)?;
+        private::make_folder(&run_dir.sockets, SOCKETS_LEVELS).hint(private::SOCKETS_HINT)?;
 
         let staged = Staged::new(&run_dir.path)?;
-        create_folder(staged.path())?;
+        private::make_one(staged.path())?;
         let lock = lock(&staged.path().join(LOCK))?;
         write(&staged.path().join(DESCRIPTION), &to_json(description)?)?;
         write(&staged.path().join(SPARE), &[b' '; SPARE_BYTES])?;
@@ -267,6 +265,11 @@ impl RunDir {
         }
     }
 
+    /// Errors where the sockets may be another user's: whoever can connect to them is root inside the machine.
+    pub fn check_sockets(&self) -> anyhow::Result<()> {
+        private::check_folder(&self.sockets, SOCKETS_LEVELS).hint(private::SOCKETS_HINT)
+    }
+
     /// Removes everything. To be called by its supervisor.
     pub fn remove(&self) -> anyhow::Result<()> {
         let _turn = Lock::hold_briefly(&self.turn)?;
@@ -285,12 +288,14 @@ impl RunDir {
     }
 
     fn clear(&self) -> anyhow::Result<()> {
+        self.check_sockets()?;
         remove_any(&self.sockets)?;
         discard(&self.path)
     }
 
     /// Removes what is of no use after the end, and leaves what tells of it.
     pub fn retire(&self) -> anyhow::Result<()> {
+        self.check_sockets()?;
         remove_any(&self.sockets)?;
         let spare = self.path.join(SPARE);
         for path in [self.overlay(), self.base(), self.initramfs(), self.files(), spare] {
@@ -307,7 +312,7 @@ impl RunDir {
 
 /// The supervisor's lock. Whoever looks whether it is held lets go at once.
 fn lock(path: &Utf8Path) -> anyhow::Result<RunLock> {
-    let file = File::create(path).with_context(|| format!("failed to create `{path}`"))?;
+    let file = private::create(path).with_context(|| format!("failed to create `{path}`"))?;
     file.lock().with_context(|| format!("failed to lock `{path}`"))?;
     Ok(RunLock { file })
 }
@@ -318,7 +323,8 @@ fn to_json(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
 
 /// In a folder that is not published yet.
 fn write(path: &Utf8Path, bytes: &[u8]) -> anyhow::Result<()> {
-    fs::write(path, bytes).with_context(|| format!("failed to write `{path}`"))
+    let write = || private::create(path).and_then(|mut file| file.write_all(bytes));
+    write().with_context(|| format!("failed to write `{path}`"))
 }
 
 /// The state as it is written in the end: with as many of the console's last lines as there is room for.
@@ -346,6 +352,9 @@ const A_WHILE: Duration = Duration::from_secs(3600);
 /// Between looks at a lock whose holder cannot be seen.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// Folders of our own in a socket's path: this program's, the cache's, the machine's.
+pub const SOCKETS_LEVELS: usize = 3;
+
 const LOCK: &str = "lock";
 const DESCRIPTION: &str = "machine.json";
 const STATE: &str = "state.json";
@@ -354,18 +363,6 @@ const PLAN: &str = "plan.json";
 /// Room for the machine's end, taken while there is some.
 const SPARE: &str = "spare";
 const SPARE_BYTES: usize = 64 << 10;
-
-/// Whoever can connect to a machine's sockets is root inside it: the folder is its owner's alone.
-pub fn restrict(folder: &Utf8Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    let metadata = fs::metadata(folder).with_context(|| format!("failed to look at `{folder}`"))?;
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(anyhow::anyhow!("`{folder}` belongs to another user"))
-            .hint("set XDG_RUNTIME_DIR to a folder of your own");
-    }
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("failed to restrict `{folder}` to its owner"))
-}
 
 /// Checks a name for a machine: docker's rule, `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, and short enough for a socket's path.
 pub fn parse_name(text: &str) -> Result<String, String> {
