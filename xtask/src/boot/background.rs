@@ -8,10 +8,11 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::{ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::run::{self, Order};
@@ -73,11 +74,17 @@ pub fn start(run_dir: &RunDir, lock: RunLock, held: &[Lock]) -> anyhow::Result<O
     }
 }
 
-/// Whether there is something to read, or an end, within this time.
+/// Whether there is something to read, or an end, within this time. A signal that arrives meanwhile is no answer.
 fn is_readable(stdout: &ChildStdout, patience: Duration) -> bool {
-    let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
-    let patience = Timespec { tv_sec: seconds, tv_nsec: 0 };
-    poll(&mut [PollFd::new(stdout, PollFlags::IN)], Some(&patience)).is_ok_and(|count| count > 0)
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        match poll(&mut [PollFd::new(stdout, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            result => return result.is_ok_and(|count| count > 0),
+        }
+    }
 }
 
 /// The supervisor's own side: runs the machine to its end.
