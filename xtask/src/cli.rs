@@ -57,8 +57,19 @@ impl Cli {
             workspace: Workspace::discover()?,
             consent: if self.yes { Consent::Given } else { Consent::Ask },
         };
-        context.workspace.make_private()?;
-        match self.task.unwrap_or(Task::Status(status::StatusArgs::default())) {
+        let task = self.task.unwrap_or(Task::Status(status::StatusArgs::default()));
+        match task {
+            Task::Boot(_)
+            | Task::Image(_)
+            | Task::Kernel(_)
+            | Task::Init(_)
+            | Task::Collect(_)
+            | Task::Test(_)
+            | Task::Bench(_)
+            | Task::Torture(_) => context.workspace.create_private()?,
+            _ => context.workspace.make_private()?,
+        }
+        match task {
             Task::Boot(args) => args.run(&context),
             Task::Ps(args) => args.run(&context),
             Task::Logs(args) => args.run(&context),

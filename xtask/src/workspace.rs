@@ -78,11 +78,7 @@ impl Workspace {
     /// Makes the cache its owner's alone: there are secrets in it, and locks that others must not hold. A folder that was
     /// named for it and holds other things keeps its mode; what is ours in it does not. Errors where it is another user's.
     pub fn make_private(&self) -> anyhow::Result<()> {
-        let Ok(cache) = self.cache.canonicalize_utf8() else {
-            // One that cannot be made is named by the first who needs it.
-            let _ = DirBuilder::new().recursive(true).mode(0o700).create(&self.cache);
-            return Ok(());
-        };
+        let Ok(cache) = self.cache.canonicalize_utf8() else { return Ok(()) };
         let entries: Vec<_> =
             cache.read_dir_utf8().with_context(|| format!("failed to read `{cache}`"))?.flatten().collect();
         let is_ours = |name: &str| FOLDERS.contains(&name);
@@ -93,6 +89,13 @@ impl Workspace {
             private::make_one(&cache.join(name))?;
         }
         Ok(())
+    }
+
+    /// The same for a task that writes to the cache, which is there from then on.
+    pub fn create_private(&self) -> anyhow::Result<()> {
+        // One that cannot be made is named by the first who needs it.
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(&self.cache);
+        self.make_private()
     }
 
     /// The same checkout with another cache, as [`CACHE_VARIABLE`] would name it.
