@@ -32,13 +32,13 @@ fn scratch() -> Scratch {
     scratch.write("cache/machines/web/machine.json", &serde_json::to_string(&description).unwrap());
     let ended = r#"{"ended":{"at":"1970-01-01T00:00:00Z","outcome":{"exited":3},"last_lines":[]}}"#;
     scratch.write("cache/machines/web/state.json", ended);
-    scratch.write("cache/machines/web/output.log", "0 o 9\n\x1b[31mred\n\n");
+    scratch.write("cache/machines/web/output.log", "log 1\n0 o 9\n\x1b[31mred\n\n");
     let record = serde_json::json!({
         "name": "web", "source": EVIL, "digest": "sha256:0123456789abcdef", "size": 4096, "created": 0
     });
     scratch.write("cache/disks/one/image.json", &record.to_string());
     scratch.write("cache/disks/one/config.json", "{}");
-    scratch.write("cache/disks/one/disk.ext4", "");
+    scratch.write("cache/disks/one/disk.ext4", &"\0".repeat(4096));
     scratch.write("cache/volumes/data.ext4", "");
     scratch.write("linux/Makefile", "VERSION = 6\nPATCHLEVEL = 99\nSUBLEVEL = 1\n");
     scratch
