@@ -87,6 +87,69 @@ fn a_port_in_use_is_named_with_its_holder() {
     assert_eq!(code, Some(125));
 }
 
+/// Each finds the default port free, or promised to another; ports of both kinds, and those that the image exposes.
+#[test]
+fn machines_that_start_at_once_have_ports_of_their_own() {
+    let start = |more: &[&str]| {
+        let words = [&["boot", "-p", "0:80", "-p", "0:53/udp"][..], more, &["--", "cat"]].concat();
+        let words = if more.is_empty() { vec!["boot", "-i", "--", "cat"] } else { words };
+        let mut boot = xtask(&words);
+        boot.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        boot.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        boot.stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let mut boots: Vec<_> = (0..4).flat_map(|_| [start(&[]), start(&["-P", "-i", "images/hello"])]).collect();
+    for (number, boot) in boots.iter_mut().enumerate() {
+        std::io::Write::write_all(&mut boot.stdin.take().unwrap(), format!("{number}").as_bytes()).unwrap();
+    }
+    let mut listening = Vec::new();
+    for (number, boot) in boots.into_iter().enumerate() {
+        let output = boot.wait_with_output().unwrap();
+        let (said, talk) = crate::support::texts(&output);
+        assert_eq!((output.status.code(), said), (Some(0), number.to_string()), "{talk}");
+        listening
+            .extend(talk.lines().filter_map(|line| line.strip_prefix("listening on ")).map(str::to_owned));
+    }
+    assert!(listening.len() >= 4 + 4 * 2, "{listening:?}");
+}
+
+/// A port that the user named is never another one: of several who name it at once, one has it.
+#[test]
+fn a_port_that_several_name_at_once_is_had_by_one() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let publish = format!("{port}:80");
+    let start = || {
+        let mut boot = xtask(&["boot", "-i", "-p", &publish, "images/hello", "--", "cat"]);
+        boot.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        boot.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        boot.stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let mut boots: Vec<_> = (0..4).map(|_| start()).collect();
+    // Three say that they cannot, while one waits for its input.
+    crate::support::wait_until("three have ended", || {
+        boots.iter_mut().filter_map(|boot| boot.try_wait().unwrap()).count() == 3
+    });
+    let mut had = 0;
+    for mut boot in boots {
+        let input = boot.stdin.take();
+        let is_over = boot.try_wait().unwrap().is_some();
+        drop(input);
+        let output = boot.wait_with_output().unwrap();
+        let talk = crate::support::texts(&output).1;
+        if is_over {
+            assert!(talk.starts_with(&format!("error: port {port} is in use")), "{talk}");
+            assert_eq!(output.status.code(), Some(125));
+        } else {
+            had += 1;
+            assert!(
+                output.status.success() && talk.contains(&format!(":{port} (guest port 80/tcp)")),
+                "{talk}"
+            );
+        }
+    }
+    assert_eq!(had, 1);
+}
+
 /// The QEMU that a process started, once there is one.
 pub(crate) fn qemu_of(boot: u32) -> u32 {
     let deadline = std::time::Instant::now() + crate::world::DEADLINE;

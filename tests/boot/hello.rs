@@ -80,3 +80,9 @@ fn what_a_guest_writes_is_gone_unless_it_persists() {
     let workspace = xtask::workspace::Workspace::discover().unwrap();
     std::fs::remove_file(workspace.persistent_disks().join(format!("{name}.qcow2"))).unwrap();
 }
+
+#[test]
+fn an_image_of_the_checkout_is_found_from_any_folder() {
+    let output = xtask(&["boot", "images/hello", "--", "true"]).current_dir("/").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -51,3 +51,21 @@ fn a_host_that_ssh_would_take_for_an_option() {
     ");
     assert!(!scratch.path().join("evil").exists());
 }
+
+/// A far side that offers a set, and sends it a byte at a time for ever.
+#[test]
+#[ignore = "slow: runs in test --all"]
+fn a_transfer_that_trickles_is_given_up() {
+    let scratch = Scratch::new();
+    let offer = "microvm-collect 1\\nfound 0\\nfile 9999 00 init\\nfile 9999 00 kernel\\nfile 9999 00 hda.qcow2\\n\\n";
+    let ssh = scratch
+        .write("bin/ssh", &format!("#!/bin/sh\nprintf '{offer}'\nwhile printf x; do sleep 0.5; done\n"));
+    std::fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", ssh.parent().unwrap(), std::env::var("PATH").unwrap());
+    let destination = scratch.path().join("set");
+    let words = ["collect", "builder", "--dest", destination.as_str()];
+    let said = scratch.transcript(scratch.xtask(&words).env("PATH", path));
+    assert!(said.starts_with("exit code: 125"), "{said}");
+    assert!(said.contains("less than 65536 bytes came within 60 s"), "{said}");
+    assert!(!destination.exists());
+}

@@ -68,3 +68,38 @@ fn words_that_mean_nothing_are_refused() {
         assert!(said.starts_with("exit code: 2") && said.contains(complaint), "{said}");
     }
 }
+
+#[test]
+fn no_name_leads_out_of_the_cache() {
+    let scratch = Scratch::new();
+    let precious = scratch.write("precious.ext4", "data");
+    scratch.write("cache/volumes/data.ext4", "");
+    let absolute = precious.as_str().trim_end_matches(".ext4");
+    for name in ["../../precious", "../precious", absolute, "..", ".", "a/b", "", "-x", "a\u{202e}b"] {
+        for (words, task) in [
+            (&["volume", "rm", "--", name][..], "volume"),
+            (&["boot", "--name", name, "--dry-run"], "boot"),
+            (&["boot", "--network", name], "network"),
+            (&["boot", "--hostname", name], "hostname"),
+            (&["supervise", "--", name], "supervise"),
+            (&["collect", "--", name], "collect"),
+            (&["kernel", "--version", name], "kernel"),
+            (&["image", "--name", name, "rootfs:nothing.tar"], "image"),
+        ] {
+            // Neither a word of the command line nor a name.
+            if task == "collect" && ["a/b", ""].contains(&name) {
+                continue;
+            }
+            let output = scratch.xtask(words).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{task} {name:?}: {said}");
+        }
+        // Where a name is looked up, there is none.
+        for task in ["exec", "logs", "shell", "wait", "stop", "kill", "rm", "inspect"] {
+            let words: &[&str] = if task == "exec" { &["exec", name, "true"] } else { &[task, "--", name] };
+            assert!(!scratch.xtask(words).output().unwrap().status.success(), "{task} {name:?}");
+        }
+    }
+    assert_eq!(std::fs::read_to_string(precious).unwrap(), "data");
+    assert!(scratch.xtask(&["volume", "rm", "data"]).status().unwrap().success());
+}

@@ -7,6 +7,7 @@ mod support;
 
 mod bad;
 mod builds;
+mod enemies;
 mod ext4;
 mod faults;
 mod fuzz;

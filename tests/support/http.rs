@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 /// How one request is answered.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +16,12 @@ pub(crate) enum Answer {
     CutAfter(usize),
     /// This status, with nothing.
     Status(u16),
+    /// A part that nobody asked for, called `bytes 7-8/9`.
+    OtherPart,
+    /// A redirection to the same place.
+    Around,
+    /// All of the file, a byte at a time.
+    Trickle,
 }
 
 /// Serves one file; the answers are given in their order, the last one again and again.
@@ -88,6 +95,8 @@ fn give_answer(stream: &mut TcpStream, file: &[u8], answer: Answer, start: Optio
     let size = file.len();
     let (status, extra, body) = match (answer, start) {
         (Answer::Status(status), _) => (status, String::new(), &[][..]),
+        (Answer::OtherPart, _) => (206, "Content-Range: bytes 7-8/9\r\n".to_owned(), &file[7..9]),
+        (Answer::Around, _) => (302, "Location: /file\r\n".to_owned(), &[][..]),
         (Answer::Whole, _) | (_, None) => (200, String::new(), file),
         (_, Some(start)) if start >= size => (416, format!("Content-Range: bytes */{size}\r\n"), &[][..]),
         (_, Some(start)) => {
@@ -100,6 +109,15 @@ fn give_answer(stream: &mut TcpStream, file: &[u8], answer: Answer, start: Optio
         Answer::CutAfter(bytes) => &body[..bytes.min(body.len())],
         _ => body,
     };
+    if let Answer::Trickle = answer {
+        let mut slowly = |byte: &u8| {
+            std::thread::sleep(Duration::from_millis(5));
+            stream.write_all(&[*byte])
+        };
+        // Until the client has enough of it.
+        let _ = head.as_bytes().iter().chain(body).try_for_each(&mut slowly);
+        return;
+    }
     // A client may go away at any time.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent));
     let _ = stream.shutdown(Shutdown::Write);

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+pub(crate) mod enemy;
 pub(crate) mod http;
 pub(crate) mod power_cut;
 pub(crate) mod registry;

@@ -2,7 +2,9 @@
 
 pub mod cli;
 pub mod error;
+pub mod name;
 pub mod nearest;
+pub mod pace;
 pub mod ui;
 
 pub mod artifact;

@@ -25,11 +25,16 @@ fn run(cli: Cli) -> u8 {
 
 /// Help and the version, which are data, or what is wrong with the words.
 fn tell(answer: &clap::Error) -> u8 {
-    if answer.use_stderr() || std::io::stdout().is_terminal() {
-        // In colour where that can be. Nobody to talk to is no reason for another exit code.
+    let text = answer.render().to_string();
+    let is_talk = answer.use_stderr();
+    let is_watched = if is_talk { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
+    if is_watched && ui::visible(&text) == text {
+        // In colour. Nobody to talk to is no reason for another exit code.
         let _ = answer.print();
+    } else if is_talk {
+        ui::ask(&text);
     } else {
-        ui::print(&answer.render().to_string());
+        ui::print(&text);
     }
     u8::try_from(answer.exit_code()).unwrap_or(error::EXIT_USAGE)
 }

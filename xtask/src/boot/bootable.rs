@@ -12,6 +12,7 @@ use crate::host::tools::Purpose;
 use crate::image::config::ImageConfig;
 use crate::image::{self, ImageRequest, Source};
 use crate::kernel::{self, KernelRequest, file_hash};
+use crate::name;
 use crate::tasks::Context;
 use crate::vm::machine::{Base, DiskFormat};
 use crate::workspace::Workspace;
@@ -111,7 +112,7 @@ pub fn from_set(workspace: &Workspace, folder: &Utf8Path) -> anyhow::Result<Boot
     let Some(short_name) = folder.file_name() else { bail!("`{folder}` has no name") };
     Ok(Bootable {
         image: folder.to_string(),
-        short_name: short_name.to_owned(),
+        short_name: name::like(short_name, "set"),
         kernel: set.kernel,
         initramfs,
         disk: set.disk,

@@ -15,11 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use crate::artifact::{Lock, Staged};
+use crate::host::ports;
 use crate::init::cpio;
 use crate::vm::client::health::{self, Check};
 use crate::vm::client::session::{Input, Session, to_our_own};
 use crate::vm::client::terminal::{self, RawTerminal};
-use crate::vm::machine::Accelerator;
+use crate::vm::machine::{Accelerator, Machine, Network};
 use crate::vm::queue;
 use crate::vm::record::output_log::{LogBounds, OutputLog};
 use crate::vm::record::recorder::Recorder;
@@ -148,9 +149,34 @@ impl Running {
     }
 }
 
+/// How often one looks whether QEMU has its ports, which takes it some 30 ms; nothing tells.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Calls `then` when QEMU has its ports; never where it ends without.
+fn when_held(qemu: u32, machine: &Machine, then: impl FnOnce() + Send + 'static) {
+    let ports = match &machine.network {
+        Network::User { ports, .. } => ports.clone(),
+        Network::None => Vec::new(),
+    };
+    std::thread::spawn(move || {
+        loop {
+            match ports::are_held_by(qemu, &ports) {
+                Some(true) => return then(),
+                Some(false) => std::thread::sleep(LOOK),
+                None => return,
+            }
+        }
+    });
+}
+
 /// Runs the machine with its streams joined to ours, and says how it ended. The `set` that it boots from may be replaced
-/// once it has begun.
-pub fn in_foreground(order: &Order, run_dir: &RunDir, set: Option<Lock>) -> anyhow::Result<Ended> {
+/// once it has begun. `on_ports` is called when QEMU has its ports.
+pub fn in_foreground(
+    order: &Order,
+    run_dir: &RunDir,
+    set: Option<Lock>,
+    on_ports: impl FnOnce() + Send + 'static,
+) -> anyhow::Result<Ended> {
     let (to_session, frames) = queue::bounded(MAIN_QUEUE);
     let has_agent = order.plan.machine.agent_socket.is_some();
     let (tty, stdin) = match order.plan.boot_config.stdio {
@@ -160,6 +186,7 @@ pub fn in_foreground(order: &Order, run_dir: &RunDir, set: Option<Lock>) -> anyh
     let running = Running::launch(order, run_dir, Some(to_session), || {})?;
     // All of its files are open.
     drop(set);
+    when_held(running.supervisor.qemu(), &order.plan.machine, on_ports);
 
     // From here on every key is the guest's, until this is dropped.
     let raw_terminal =

@@ -7,9 +7,13 @@
 mod remote;
 mod stream;
 
+use std::convert::Infallible;
 use std::fs;
-use std::io::BufReader;
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -21,9 +25,13 @@ use crate::artifacts::{DISK, INIT, Set};
 use crate::disk::opened;
 use crate::error::Hint as _;
 use crate::host::process::dies_with_us;
+use crate::pace::{Pace, Slowest, TooSlow};
 use crate::{interrupt, note, ui};
 use stream::{Finding, Header, StreamError};
 
+/// How long the far side may take until it has found its files and their checksums: somebody may have to log in, and
+/// disks of 100 GiB are read whole.
+const SUMMING_UP: Slowest = Slowest { bytes: 1 << 20, within: Duration::from_secs(3600) };
 /// How many lines of ssh's complaint are shown.
 const LAST_LINES: usize = 10;
 
@@ -60,20 +68,67 @@ fn fetch(request: &Request<'_>) -> anyhow::Result<()> {
     // The complaints are shown in the error; ssh asks its questions on the terminal itself.
     let connection =
         dies_with_us(&ssh).stderr_capture().unchecked().reader().context("failed to start `ssh`")?;
-    let mut reader = BufReader::with_capacity(128 * 1024, &connection);
+    let progress = Progress::default();
+    let (over, is_over) = mpsc::channel::<Infallible>();
+    std::thread::scope(|scope| {
+        let (connection, progress) = (&connection, &progress);
+        let watch = scope.spawn(move || watch(connection, progress, &is_over));
+        let result = receive(request, connection, progress);
+        drop(over);
+        match watch.join() {
+            // What followed from it is not the cause.
+            Ok(Some(too_slow)) if result.is_err() => {
+                Err(too_slow).hint("nothing was changed here; run the same command again")
+            }
+            _ => result,
+        }
+    })
+}
+
+/// Ends a connection that stands still or trickles, which ssh's own checks do not see, and says so.
+fn watch(
+    connection: &duct::ReaderHandle,
+    progress: &Progress,
+    is_over: &mpsc::Receiver<Infallible>,
+) -> Option<TooSlow> {
+    let mut pace = Pace::new(SUMMING_UP, Instant::now());
+    let (mut known, mut was_sending) = (0, false);
+    while is_over.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+        let is_sending = progress.is_sending.load(Ordering::Relaxed);
+        if is_sending && !was_sending {
+            pace = Pace::new(Slowest::default(), Instant::now());
+        }
+        let bytes = progress.received.load(Ordering::Relaxed);
+        if let Err(too_slow) = pace.add(Instant::now(), bytes - known) {
+            // One that has ended meanwhile needs no end.
+            let _ = connection.kill();
+            return Some(too_slow);
+        }
+        (known, was_sending) = (bytes, is_sending);
+    }
+    None
+}
+
+fn receive(
+    request: &Request<'_>,
+    connection: &duct::ReaderHandle,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let mut reader = BufReader::with_capacity(128 * 1024, Counted { connection, progress });
 
     let header = match stream::read_header(&mut reader) {
         Ok(header) => header,
         Err(StreamError::Failed(error)) => return Err(error),
-        Err(StreamError::Ended) => return refusal(&connection, request.target),
+        Err(StreamError::Ended) => return refusal(connection, request.target),
     };
+    progress.is_sending.store(true, Ordering::Relaxed);
     let candidate = chosen(&header, request.candidates)?;
     let landing = Landing::prepare(request.destination, header.total_size())?;
     let what = format!("collecting {} from {}:{}", names(&header), request.target.host, candidate.folder);
-    let progress = ui::byte_bar(&what, Some(header.total_size()));
-    let received = stream::receive(&mut reader, &header.offers, landing.folder(), &progress);
-    let done = progress.position();
-    progress.finish_and_clear();
+    let bar = ui::byte_bar(&what, Some(header.total_size()));
+    let received = stream::receive(&mut reader, &header.offers, landing.folder(), &bar);
+    let done = bar.position();
+    bar.finish_and_clear();
     match received {
         Ok(()) => {}
         Err(StreamError::Failed(error)) => {
@@ -83,7 +138,7 @@ fn fetch(request: &Request<'_>) -> anyhow::Result<()> {
         Err(StreamError::Ended) => {
             let done = ui::human_bytes(done);
             let total = ui::human_bytes(header.total_size());
-            let error = match complaint(&connection) {
+            let error = match complaint(connection) {
                 Some(complaint) => anyhow!("{complaint}"),
                 None => anyhow!("the stream ended early"),
             };
@@ -97,6 +152,27 @@ fn fetch(request: &Request<'_>) -> anyhow::Result<()> {
     let size = ui::human_bytes(header.total_size());
     note!("collected {} ({size}) into {}", names(&header), request.destination);
     Ok(())
+}
+
+/// What has come over the connection.
+#[derive(Default)]
+struct Progress {
+    received: AtomicU64,
+    /// The header is here: from now on the files come.
+    is_sending: AtomicBool,
+}
+
+struct Counted<'a> {
+    connection: &'a duct::ReaderHandle,
+    progress: &'a Progress,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.connection.read(buffer)?;
+        self.progress.received.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
 }
 
 fn names(header: &Header) -> String {

@@ -49,8 +49,11 @@ impl FromStr for Target {
         }
         // ssh would take a leading dash for an option.
         let host = user.map_or_else(|| name.to_owned(), |user| format!("{user}@{name}"));
+        // It names a folder here, too. `%` is for an IPv6 address's zone.
+        let is_host = |c: char| c.is_alphanumeric() || "_.-:%".contains(c);
         if host.starts_with('-')
-            || name.starts_with('-')
+            || name.starts_with(['-', '.'])
+            || !name.chars().all(is_host)
             || host.contains(|c: char| c.is_whitespace() || c.is_control())
         {
             return Err(format!("`{host}` is not the name of a host"));
@@ -274,6 +277,11 @@ mod tests {
             "me@-x",
             "a b",
             "[::1",
+            "..",
+            "../build",
+            "me@a/b",
+            "a\u{202e}b",
+            "a\\b",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -12,8 +12,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::ext4::Plan;
 use super::kept;
 use crate::artifact::{InUse, Lock, Staged, discard, require_space};
-use crate::error::{Hint as _, hinted};
+use crate::error::{Hint as _, hinted, usage};
 use crate::image::tree::Tree;
+use crate::name;
 use crate::workspace::Workspace;
 
 /// What the guest sees of a volume, in bytes. The file is sparse: it takes the space that is written to.
@@ -137,6 +138,7 @@ fn space(disk: &Utf8Path) -> u64 {
 /// Removes a volume or a kept disk with all its data. Without `kind`, whichever of them there is. Errors where there is
 /// none, where there are both, and where a machine has it.
 pub fn remove(workspace: &Workspace, name: &str, kind: Option<Kind>) -> anyhow::Result<()> {
+    let name = &name::parse(name).map_err(usage)?;
     let is_there = (disk(workspace, name).exists(), kept::disk(workspace, name).exists());
     match (kind, is_there) {
         (None, (true, true)) => Err(anyhow!("`{name}` is a volume, and a kept disk too"))

@@ -21,8 +21,18 @@ use super::oci;
 use super::reference::Reference;
 use crate::workspace::hex;
 
-/// Manifests and configs larger than this are refused: they are held in memory.
-pub const MAX_DOCUMENT: u64 = 8 << 20;
+/// Manifests and configs larger than this are refused: they are held in memory. Registries refuse the same
+/// (distribution's `MaxManifestBodySize`).
+pub const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// Images with more layers are refused: docker's own limit is 127.
+pub const MAX_LAYERS: usize = 512;
+
+/// Errors where an image has more layers than any tool makes.
+pub(super) fn check_count(layers: usize) -> anyhow::Result<()> {
+    ensure!(layers <= MAX_LAYERS, "the image has {layers} layers; more than {MAX_LAYERS} are refused");
+    Ok(())
+}
 
 /// An image that can be flattened.
 #[derive(Debug)]
@@ -85,6 +95,7 @@ impl Image {
     pub fn check_config(config: &[u8]) -> anyhow::Result<ImageConfig> {
         let config: ImageConfig = document(config).context("failed to read the image's config")?;
         config.check_platform()?;
+        check_count(config.rootfs.diff_ids.len())?;
         Ok(config)
     }
 
@@ -192,6 +203,7 @@ struct DockerManifest {
 fn from_docker(members: &Members<'_>, name: Option<&str>, unpacking: &Unpacking) -> anyhow::Result<Image> {
     let manifests: Vec<DockerManifest> = members.document("manifest.json")?;
     let manifest = choose(&manifests, name)?;
+    check_count(manifest.layers.len())?;
     let config = members.bytes(&manifest.config)?;
     let blobs = manifest.layers.iter().map(|layer| members.find(layer)).collect::<anyhow::Result<_>>()?;
     Image::assemble(&config, blobs, unpacking)

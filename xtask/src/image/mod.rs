@@ -35,7 +35,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::artifact::{Lock, Staged, create_folder, later, require_space, sync_names, sync_tree};
 use crate::error::usage;
 use crate::host::tools::Purpose;
+use crate::name;
 use crate::tasks::Context;
+use crate::workspace::Workspace;
 use crate::{disk, ui};
 
 pub use self::config::ImageConfig;
@@ -113,9 +115,11 @@ pub struct BootImage {
 }
 
 /// Looks whether a source that is a file is there, before anything slow is done for it. Errors name the nearest file.
-pub fn check(source: &Source) -> anyhow::Result<()> {
+pub fn check(workspace: &Workspace, source: &Source) -> anyhow::Result<()> {
     match source {
-        Source::Dockerfile(path) => dockerfile::find_dockerfile(path).map(drop),
+        Source::Dockerfile(path) => {
+            dockerfile::find_dockerfile(&plan::in_checkout(workspace, path)).map(drop)
+        }
         Source::DockerArchive(path, _)
         | Source::OciArchive(path, _)
         | Source::Oci(path, _)
@@ -139,7 +143,7 @@ pub fn ensure(
         context.require(&[Purpose::Guestfs])?;
     }
     let name = request.name.clone().unwrap_or_else(|| request.source.short_name());
-    check_name(&name)?;
+    let name = name::parse(&name).map_err(usage)?;
     let plan = Plan::new(context, request, init_binary)?;
     let identity = plan.identity();
     if let Some(cached) = plan.cached(&identity, &store, request)? {
@@ -154,19 +158,6 @@ pub fn ensure(
     let cached = make(&plan, &store, request, &name, turn)
         .with_context(|| format!("failed to make a disk of `{}`", request.source))?;
     boot_image(&store, cached, name)
-}
-
-fn check_name(name: &str) -> anyhow::Result<()> {
-    let is_word = |byte: u8| byte.is_ascii_alphanumeric();
-    let is_good = name.len() <= 64
-        && name.bytes().next().is_some_and(is_word)
-        && name.bytes().all(|byte| is_word(byte) || b"_.-".contains(&byte));
-    // Docker's rule for names of containers.
-    if is_good {
-        Ok(())
-    } else {
-        Err(usage(format!("`{name}` is not a name: use letters, digits, `_`, `.` and `-`")))
-    }
 }
 
 fn boot_image(store: &Store<'_>, held: Held, name: String) -> anyhow::Result<BootImage> {

@@ -7,11 +7,18 @@ use anyhow::{Context as _, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
-use super::archive::{Image, Members, document, open, read_document};
+use super::archive::{Image, Members, check_count, document, open, read_document};
 use super::blob::{self, Unpacking};
 use super::flatten::check_layers;
 use super::layer::Layer;
 use super::reference::{Reference, check_digest};
+use crate::ui::human_bytes;
+
+/// A blob that is said to be larger is refused: the largest images there are have some 100 GiB.
+pub const LARGEST_BLOB: u64 = 1 << 40;
+
+/// How many indexes may lead to one another: an index of names leads to one of machines; one more than any tool writes.
+pub const MOST_INDEXES: u32 = 2;
 
 /// Names one blob.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -82,8 +89,18 @@ impl Manifest {
             Manifest::Image { config, layers } => std::iter::once(config).chain(layers).collect(),
             Manifest::Index(manifests) => manifests.iter().collect(),
         };
+        if let Manifest::Image { layers, .. } = &manifest {
+            check_count(layers.len())?;
+        }
         for blob in blobs {
             check_digest(&blob.digest)?;
+            ensure!(
+                blob.size <= LARGEST_BLOB,
+                "the blob `{}` is said to have {} bytes; more than {} are refused",
+                blob.digest,
+                blob.size,
+                human_bytes(LARGEST_BLOB)
+            );
         }
         Ok(manifest)
     }
@@ -157,8 +174,7 @@ pub(super) fn from_layout(
     let index = Manifest::parse(&read_document(&layout.file("index.json")?)?)?;
     let Manifest::Index(entries) = index else { bail!("`index.json` is not an index") };
     let mut descriptor = choose_name(&entries, name)?.clone();
-    // An index may lead to an index for several machines; two steps are one more than any tool writes.
-    for _ in 0..3 {
+    for _ in 0..=MOST_INDEXES {
         match Manifest::parse(&read_document(&layout.blob(&descriptor)?)?)? {
             Manifest::Index(manifests) => descriptor = choose_platform(&manifests)?.clone(),
             Manifest::Image { config, layers } => {

@@ -17,6 +17,7 @@ use super::{ImageRequest, Source, oci, registry, way};
 use crate::artifact::{Staged, create_folder};
 use crate::host::tools::Purpose;
 use crate::tasks::Context;
+use crate::workspace::Workspace;
 
 /// What will be read, and how one sees that it has changed.
 pub(super) struct Plan {
@@ -47,7 +48,7 @@ impl Plan {
         match &request.source {
             Source::Dockerfile(path) => {
                 context.require(&[Purpose::Build])?;
-                let path = in_checkout(context, path);
+                let path = in_checkout(&context.workspace, path);
                 let build = BuildContext::discover(&path, init_binary)?;
                 let builder = Builder::choose(request.builder)?;
                 let stamp =
@@ -180,14 +181,14 @@ fn work_folder(scratch: &Utf8Path) -> anyhow::Result<Staged> {
 /// True if the source is a Dockerfile that copies `init`. Errors where there is no such Dockerfile.
 pub fn copies_init(context: &Context, source: &Source) -> anyhow::Result<bool> {
     match source {
-        Source::Dockerfile(path) => dockerfile::copies_init(&in_checkout(context, path)),
+        Source::Dockerfile(path) => dockerfile::copies_init(&in_checkout(&context.workspace, path)),
         _ => Ok(false),
     }
 }
 
 /// A path as the user typed it, or below the checkout: tasks work from any folder.
-fn in_checkout(context: &Context, path: &Utf8Path) -> Utf8PathBuf {
-    let below = context.workspace.root().join(path);
+pub(super) fn in_checkout(workspace: &Workspace, path: &Utf8Path) -> Utf8PathBuf {
+    let below = workspace.root().join(path);
     if path.is_relative() && !path.exists() && below.exists() { below } else { path.to_owned() }
 }
 

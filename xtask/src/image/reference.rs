@@ -50,7 +50,9 @@ fn parse(text: &str) -> anyhow::Result<Reference> {
     let host_end = registry.rfind(':').unwrap_or(registry.len());
     let (host, port) = registry.split_at(host_end);
     ensure!(
-        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.[]:".contains(&b)),
+        host.starts_with(|c: char| c == '[' || c.is_ascii_alphanumeric())
+            && !host.contains("..")
+            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.[]:".contains(&b)),
         "`{registry}` is not a registry's address"
     );
     ensure!(
@@ -175,6 +177,9 @@ mod tests {
             "a/-b",
             "a..b",
             "localhost:99999/a",
+            "../a",
+            "a../b",
+            ".a/b",
             "a:-tag",
             &long,
             &long_when_completed,

@@ -8,6 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::reference::Reference;
 use crate::error::usage;
+use crate::name;
 use crate::workspace::Workspace;
 
 /// Where an image comes from.
@@ -157,9 +158,7 @@ impl Source {
             Source::ContainersStorage(name) | Source::DockerDaemon(name) => of_name(name),
             Source::Stdin => "stdin".to_owned(),
         };
-        let is_kept = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        let name: String = name.chars().map(|c| if is_kept(c) { c } else { '-' }).collect();
-        name.trim_start_matches(['-', '.']).to_owned()
+        name::like(&name, "image")
     }
 }
 

@@ -5,21 +5,25 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
-use ureq::http::{Response, header};
+use ureq::http::{Response, StatusCode, header};
 
 use super::file_hash;
 use crate::artifact::{create_folder, publish_file, remove_any, require_space};
 use crate::error::Hint as _;
+use crate::pace::{Pace, Slowest};
+use crate::ui::human_bytes;
 use crate::{note, ui};
 
 /// A host that cannot be reached is known within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server that says nothing for this long has gone away.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// No kernel's tarball is larger (Linux 6.12: 140 MiB).
+const LARGEST: u64 = 2 << 30;
 /// Connections that may break in a row without one byte arriving in between.
 const MAX_FRUITLESS: u32 = 3;
 /// Before another try, so that a restarting server gets the time.
@@ -33,6 +37,7 @@ pub struct Download {
     destination: Utf8PathBuf,
     part: Utf8PathBuf,
     connection: Connection,
+    slowest: Slowest,
 }
 
 #[derive(Debug)]
@@ -51,6 +56,7 @@ impl Download {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_resolve(Some(CONNECT_TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_send_request(Some(SILENCE_TIMEOUT))
             .timeout_recv_response(Some(SILENCE_TIMEOUT))
             .timeout_per_read(Some(SILENCE_TIMEOUT))
             .http_status_as_error(false)
@@ -59,15 +65,22 @@ impl Download {
             .into();
         let part = Utf8PathBuf::from(format!("{destination}.part"));
         let connection = connect(&agent, url, &part)?;
-        Ok(Download { agent, url: url.to_owned(), destination: destination.to_owned(), part, connection })
+        let (url, destination) = (url.to_owned(), destination.to_owned());
+        Ok(Download { agent, url, destination, part, connection, slowest: Slowest::default() })
+    }
+
+    /// With another limit for a body that trickles.
+    pub fn no_slower_than(self, slowest: Slowest) -> Download {
+        Download { slowest, ..self }
     }
 
     /// Receives the rest, reconnecting where the connection breaks, and puts the verified file at its destination.
     pub fn finish(mut self, sha256: &str) -> anyhow::Result<()> {
         let name = self.destination.file_name().unwrap_or_default().to_owned();
         let mut fruitless = 0;
+        let mut pace = Pace::new(self.slowest, Instant::now());
         while let Connection::Receiving { offset, total, body } = self.connection {
-            let (received, result) = receive(&name, &self.part, offset, total, *body)?;
+            let (received, result) = receive(&name, &self.part, offset, total, *body, &mut pace)?;
             let Err(cut) = result else { break };
             fruitless = if received > 0 { 0 } else { fruitless + 1 };
             if fruitless == MAX_FRUITLESS {
@@ -91,24 +104,30 @@ impl Download {
 }
 
 fn connect(agent: &ureq::Agent, url: &str, part: &Utf8Path) -> anyhow::Result<Connection> {
-    let offset = fs::metadata(part).map_or(0, |metadata| metadata.len());
-    let request = || agent.get(url).header(header::ACCEPT_ENCODING, "identity");
-    let response = match offset {
-        0 => request().call(),
-        _ => request().header(header::RANGE, format!("bytes={offset}-")).call(),
+    let ask = |offset: u64| {
+        let mut request = agent.get(url).header(header::ACCEPT_ENCODING, "identity");
+        if offset > 0 {
+            request = request.header(header::RANGE, format!("bytes={offset}-"));
+        }
+        request.call().with_context(|| format!("failed to reach `{url}`"))
     };
-    let response = response.with_context(|| format!("failed to reach `{url}`"))?;
+    let offset = fs::metadata(part).map_or(0, |metadata| metadata.len());
+    let mut response = ask(offset)?;
+    if offset > 0 && matches!(response.status().as_u16(), 206 | 416) {
+        let range = content_range(&response);
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            if range.is_some_and(|range| range.starts_with(&format!("{offset}-"))) {
+                return Ok(receiving(offset, response));
+            }
+        } else if range == Some(&format!("*/{offset}")) {
+            return Ok(Connection::Complete);
+        }
+        // The server and the part disagree: begin anew, once.
+        remove_any(part)?;
+        response = ask(0)?;
+    }
     match response.status().as_u16() {
         200 => Ok(receiving(0, response)),
-        206 if content_range(&response).is_some_and(|range| range.starts_with(&format!("{offset}-"))) => {
-            Ok(receiving(offset, response))
-        }
-        416 if content_range(&response) == Some(&format!("*/{offset}")) => Ok(Connection::Complete),
-        206 | 416 => {
-            // The server and the part disagree: begin anew.
-            remove_any(part)?;
-            connect(agent, url, part)
-        }
         404 => bail!("`{url}` does not exist"),
         _ => bail!("`{url}` answered with {}", response.status()),
     }
@@ -116,7 +135,7 @@ fn connect(agent: &ureq::Agent, url: &str, part: &Utf8Path) -> anyhow::Result<Co
 
 fn receiving(offset: u64, response: Response<ureq::Body>) -> Connection {
     let body = response.into_body();
-    let total = body.content_length().map(|rest| offset + rest);
+    let total = body.content_length().map(|rest| offset.saturating_add(rest));
     Connection::Receiving { offset, total, body: Box::new(body) }
 }
 
@@ -133,10 +152,13 @@ fn receive(
     offset: u64,
     total: Option<u64>,
     body: ureq::Body,
+    pace: &mut Pace,
 ) -> anyhow::Result<(u64, std::io::Result<()>)> {
     let folder = part.parent().unwrap_or(Utf8Path::new("."));
     create_folder(folder)?;
+    let too_large = || format!("`{name}` has more than {}, which is refused", human_bytes(LARGEST));
     if let Some(total) = total {
+        ensure!(total <= LARGEST, too_large());
         require_space(folder, total - offset, name)?;
     }
     let writing = || format!("failed to write `{part}`");
@@ -158,6 +180,13 @@ fn receive(
                 file.write_all(&buffer[..count]).with_context(writing)?;
                 received += count as u64;
                 bar.inc(count as u64);
+                if offset + received > LARGEST {
+                    remove_any(part)?;
+                    bail!(too_large());
+                }
+                pace.add(Instant::now(), count as u64)
+                    .with_context(|| format!("the download of `{name}` is too slow"))
+                    .hint("run the same task again: it goes on where this one stopped")?;
             }
             Err(error) => break Err(error),
         }

@@ -11,6 +11,7 @@ use super::KernelRequest;
 use super::build::Base;
 use super::config::{self, Origin, Setting};
 use crate::error::{EXIT_USAGE, ExitWith as _, Hint as _};
+use crate::name;
 use crate::nearest::{nearest, nearest_path};
 use crate::workspace::{Workspace, hex};
 
@@ -65,7 +66,7 @@ impl Plan {
             ConfigChoice::Path(path) => {
                 exists(path, "config", &["microvm", "recipe"])?;
                 let settings = read(path, path.as_str(), Origin::Whole)?;
-                (path.file_name().unwrap_or("config").to_owned(), Base::Defaults, settings)
+                (name::like(path.file_name().unwrap_or_default(), "config"), Base::Defaults, settings)
             }
         };
         let mut on_top = Vec::new();

@@ -20,6 +20,7 @@ use crate::artifact::read_text;
 use crate::error::{Hint as _, usage};
 use crate::host::setup::{install_packages, offered_version};
 use crate::host::tools;
+use crate::name;
 use crate::nearest::nearest_path;
 use crate::note;
 use crate::tasks::Context;
@@ -164,6 +165,9 @@ impl Upstream {
 
 /// Refuses requests that cannot be meant, before anything slow starts.
 pub fn check(workspace: &Workspace, request: &KernelRequest) -> anyhow::Result<()> {
+    if let Some(version) = &request.version {
+        name::parse(version).map_err(usage).context("a kernel version is expected, such as `6.12`")?;
+    }
     match (&request.source, &request.version) {
         (SourceChoice::Path(path), _) if !path.exists() => {
             let near = nearest_path(path).map(|near| format!("; did you mean `{near}`?"));

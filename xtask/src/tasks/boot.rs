@@ -22,7 +22,8 @@ use crate::boot::run::{self, Order};
 use crate::boot::{attachments, background};
 use crate::error::usage;
 use crate::host::accelerator::{self, AcceleratorChoice};
-use crate::host::{ports, tools::Purpose};
+use crate::host::ports::{self, Promises};
+use crate::host::tools::Purpose;
 use crate::image::config::Overrides;
 use crate::image::{self, Source};
 use crate::vm::client::terminal;
@@ -33,6 +34,7 @@ use crate::vm::record::Description;
 use crate::vm::record::output_log::{LogBounds, LogOption};
 use crate::vm::record::run_dir::{RunDir, parse_name};
 use crate::vm::signal;
+use crate::vm::supervise::outcome::Outcome;
 use crate::workspace::{Workspace, hex};
 use crate::{artifact, note, out};
 
@@ -186,11 +188,24 @@ enum Persist {
     /// Discard what was kept, and begin anew
     Reset,
 }
+/// How often another port is picked where a program took the one that was picked before QEMU had it.
+const MOST_TRIES: u32 = 5;
 
 impl BootArgs {
     /// Runs the task.
     pub fn run(&self, context: &Context) -> anyhow::Result<u8> {
         context.clear_leftovers();
+        let mut tries = 1;
+        loop {
+            match self.try_once(context)? {
+                Tried::Done(code) => return Ok(code),
+                Tried::Lost(port) if tries == MOST_TRIES => return Err(ports::taken(&port)),
+                Tried::Lost(_) => tries += 1,
+            }
+        }
+    }
+
+    fn try_once(&self, context: &Context) -> anyhow::Result<Tried> {
         let workspace = &context.workspace;
         // Everything that can be wrong is found before anything slow starts.
         if self.dry_run && matches!(self.network, NetworkRequest::Private(_)) {
@@ -205,7 +220,8 @@ impl BootArgs {
         let variables = gather_variables(&self.env_file, &self.env)?;
         let source = self.source(context)?;
         let is_default = self.source.is_none() && self.from.is_none();
-        let mut ports = self.settled_ports(is_default)?;
+        let mut promises = Promises::default();
+        let mut ports = self.settled_ports(is_default, &mut promises)?;
 
         let request = self.image.request(source);
         let mut bootable = match &self.from {
@@ -219,7 +235,7 @@ impl BootArgs {
             }
         };
         if self.publish_all {
-            ports = ports::settle(&attachments::with_exposed(ports, &bootable.config)?)?;
+            ports = promises.settle(&attachments::with_exposed(ports, &bootable.config)?)?;
         }
         let accelerator = accelerator::choose(workspace, self.accel, &bootable.kernel, || {
             Ok(crate::init::ensure(context)?.initramfs)
@@ -309,21 +325,11 @@ impl BootArgs {
         };
         let planned = plan(parts).map_err(usage)?;
         if self.dry_run {
-            return self.print(workspace, &bootable, planned);
+            return self.print(workspace, &bootable, planned).map(Tried::Done);
         }
         if let Some(initramfs) = &bootable.initramfs {
             let bytes = run::initramfs(initramfs, &planned.boot_config)?;
             artifact::write_unsynced(&run_dir.initramfs(), &bytes)?;
-        }
-        for port in &ports {
-            let scheme = if port.guest == 80 { "http://" } else { "" };
-            note!(
-                "listening on {scheme}{}:{} (guest port {}/{})",
-                port.address,
-                port.host,
-                port.guest,
-                port.protocol
-            );
         }
         let mut limits = run::limits(accelerator, self.timeout);
         if let Some(socket) = gdb_socket {
@@ -339,18 +345,40 @@ impl BootArgs {
                     "a machine with an init of its own runs in the foreground only: drop `-d`",
                 ));
             }
-            background::start(&run_dir, lock, &held)?
+            let ended = background::start(&run_dir, lock, &held)?;
+            if ended.is_none() {
+                tell(&ports);
+            }
+            ended
         } else {
-            Some(run::in_foreground(&order, &run_dir, bootable.set.take())?)
+            let ports = ports.clone();
+            let on_ports = move || {
+                tell(&ports);
+                drop(promises);
+            };
+            Some(run::in_foreground(&order, &run_dir, bootable.set.take(), on_ports)?)
         };
         let Some(ended) = ended else {
             // From here on the supervisor clears away.
             std::mem::forget(guard);
             out!("{name}");
-            return Ok(0);
+            return Ok(Tried::Done(0));
         };
+        if let Outcome::Failed { cause } = &ended.outcome
+            && let Some(port) = ports::lost(&ports, cause)
+        {
+            if self.names(port) {
+                return Err(ports::taken(port));
+            }
+            return Ok(Tried::Lost(*port));
+        }
         guard.keeps = description.kept;
-        run::report(&workspace.console_logs(), &run_dir, &ended)
+        run::report(&workspace.console_logs(), &run_dir, &ended).map(Tried::Done)
+    }
+
+    /// True for a port of the host that the user named: another one will not do.
+    fn names(&self, port: &PublishedPort) -> bool {
+        self.publish.iter().any(|named| (named.host, named.protocol) == (port.host, port.protocol))
     }
 
     fn source(&self, context: &Context) -> anyhow::Result<Source> {
@@ -358,11 +386,11 @@ impl BootArgs {
             Some(source) => source.parse()?,
             None => Source::Dockerfile(context.workspace.root().join(DEFAULT_IMAGE)),
         };
-        image::check(&source)?;
+        image::check(&context.workspace, &source)?;
         Ok(source)
     }
 
-    fn settled_ports(&self, is_default: bool) -> anyhow::Result<Vec<PublishedPort>> {
+    fn settled_ports(&self, is_default: bool, promises: &mut Promises) -> anyhow::Result<Vec<PublishedPort>> {
         let mut ports = self.publish.clone();
         if self.network == NetworkRequest::None {
             if !ports.is_empty() || self.publish_all {
@@ -374,12 +402,12 @@ impl BootArgs {
         }
         if ports.is_empty() && is_default && !self.publish_all {
             let mut port: PublishedPort = DEFAULT_PORT.parse().map_err(anyhow::Error::msg)?;
-            if !ports::is_free(port.address, port.host) {
+            if !promises.take(&port) {
                 port.host = 0;
             }
             ports.push(port);
         }
-        ports::settle(&ports)
+        promises.settle(&ports)
     }
 
     /// The machine as one would start it by hand: the console on the terminal in place of the agent, writes thrown away.
@@ -394,6 +422,27 @@ impl BootArgs {
         }
         out!("{}", qemu::paste(qemu::PROGRAM, &qemu::arguments(&planned.machine, &Inherited::default())));
         Ok(0)
+    }
+}
+
+/// What came of one try to boot.
+enum Tried {
+    /// The exit code.
+    Done(u8),
+    /// Another program took a port that was picked for it.
+    Lost(PublishedPort),
+}
+
+fn tell(ports: &[PublishedPort]) {
+    for port in ports {
+        let scheme = if port.guest == 80 { "http://" } else { "" };
+        note!(
+            "listening on {scheme}{}:{} (guest port {}/{})",
+            port.address,
+            port.host,
+            port.guest,
+            port.protocol
+        );
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::Context;
 use crate::boot::background;
-use crate::vm::record::run_dir::RunDir;
+use crate::vm::record::run_dir::{RunDir, parse_name};
 
 /// Supervise a machine that `boot -d` has made
 #[derive(Debug, clap::Args)]
 #[command(hide = true)]
 pub struct SuperviseArgs {
+    #[arg(value_parser = parse_name)]
     name: String,
 }
 

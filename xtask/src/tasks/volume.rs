@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 
 use super::Context;
 use crate::disk::volume::{self, Kind};
-use crate::out;
 use crate::ui::{human_bytes, visible_word};
+use crate::{name, out};
 
 /// List or remove the disks that outlive machines: named volumes, and what `boot --persist` keeps
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ enum Action {
     /// Remove them with all their data
     Rm {
         /// Names as `ls` shows them
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = name::parse)]
         name: Vec<String>,
 
         /// Which, where a volume and a kept disk have one name

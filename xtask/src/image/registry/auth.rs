@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
+use ureq::http::Uri;
 
 use crate::image::reference::{DEFAULT_REGISTRY, Reference};
 
@@ -209,6 +210,24 @@ impl Challenge {
     }
 }
 
+/// Errors where a log-in must not be shown at the address that a registry names for tokens: it goes there over HTTPS, or
+/// over plain HTTP to the registry's own host where the registry itself is spoken to in that way. `base` is how.
+pub(super) fn check_realm(realm: &str, base: &str) -> anyhow::Result<()> {
+    let wrong = || format!("the registry names `{realm}` for tokens, which is not an address");
+    let uri: Uri = realm.parse().with_context(wrong)?;
+    let own: Uri = base.parse().context("the registry's address cannot be understood")?;
+    let is_same_host =
+        uri.host().is_some_and(|host| own.host().is_some_and(|own| own.eq_ignore_ascii_case(host)));
+    match (uri.scheme_str(), own.scheme_str()) {
+        (Some("https"), _) => Ok(()),
+        (Some("http"), Some("http")) if is_same_host => Ok(()),
+        (Some("http"), _) => Err(anyhow::anyhow!(
+            "the registry wants the log-in at `{realm}`, over plain HTTP; it was not sent"
+        )),
+        _ => bail!(wrong()),
+    }
+}
+
 /// `name="value",name=value`; a quoted value may hold commas.
 fn parameters(text: &str) -> HashMap<String, String> {
     let mut found = HashMap::new();
@@ -261,6 +280,32 @@ mod tests {
         let credentials = Credentials::Basic { user: "me".into(), password: "secret".into() };
         assert_eq!(format!("{credentials:?}"), "Basic(me)");
         assert_eq!(credentials.basic_header().unwrap(), "Basic bWU6c2VjcmV0");
+    }
+
+    #[test]
+    fn a_log_in_is_shown_over_https_or_to_the_plain_registry_itself() {
+        let (plain, tls) = ("http://localhost:5000", "https://registry.example");
+        for (realm, base) in [
+            ("https://auth.example/token", tls),
+            ("https://auth.example/token", plain),
+            ("http://localhost:5001/token", plain),
+            ("HTTP://LOCALHOST/token", plain),
+        ] {
+            assert!(check_realm(realm, base).is_ok(), "{realm} {base}");
+        }
+        for (realm, base) in [
+            ("http://auth.example/token", tls),
+            ("http://registry.example/token", tls),
+            ("http://localhost:5000/token", tls),
+            ("http://auth.example/token", plain),
+            ("http://localhost@auth.example/token", plain),
+            ("http://localhost.auth.example/token", plain),
+            ("ftp://localhost/token", plain),
+            ("/token", plain),
+            ("", plain),
+        ] {
+            assert!(check_realm(realm, base).is_err(), "{realm} {base}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::auth::{self, Challenge, Credentials};
 use super::trust::{is_about_trust, is_loopback, root_certificates};
 use crate::error::hinted;
 use crate::image::reference::{DEFAULT_REGISTRY, Reference};
+use crate::pace::{Slowest, read_all};
 
 /// Answers are JSON of at most this many bytes, manifests included.
 const MAX_ANSWER: u64 = crate::image::archive::MAX_DOCUMENT;
@@ -28,6 +29,8 @@ pub struct Options {
     pub first_wait: Duration,
     /// How long a connection may be silent.
     pub silence: Duration,
+    /// How slowly a body may come.
+    pub slowest: Slowest,
 }
 
 impl Default for Options {
@@ -37,6 +40,7 @@ impl Default for Options {
             attempts: 5,
             first_wait: Duration::from_millis(500),
             silence: Duration::from_secs(30),
+            slowest: Slowest::default(),
         }
     }
 }
@@ -82,7 +86,9 @@ impl Client {
             .user_agent(concat!("microvm-workbench/", env!("CARGO_PKG_VERSION")))
             // A blob's digest is that of its bytes as they are.
             .accept_encoding("identity")
+            .timeout_resolve(Some(options.silence))
             .timeout_connect(Some(options.silence))
+            .timeout_send_request(Some(options.silence))
             .timeout_recv_response(Some(options.silence))
             .timeout_per_read(Some(options.silence))
             .build()
@@ -106,6 +112,11 @@ impl Client {
     /// How often a download may be taken up again without progress.
     pub fn attempts(&self) -> u32 {
         self.options.attempts
+    }
+
+    /// How slowly a body may come.
+    pub fn slowest(&self) -> Slowest {
+        self.options.slowest
     }
 
     /// Gets `/v2/REPOSITORY/…`, trying again where that may help. Errors where the answer is not a success.
@@ -144,55 +155,59 @@ impl Client {
     }
 
     fn attempt(&self, path: &str, headers: &[(&str, &str)], what: &str) -> Result<Response<Body>, Failure> {
-        let mut session = self.session();
-        let mut response = self.send(&session, path, headers)?;
+        let mut response = self.send(path, headers)?;
         if response.status() == StatusCode::UNAUTHORIZED
             && let Some(authorization) = self.authorize(&response)?
         {
             // Also where a token has expired in the middle of a pull.
-            session.authorization = Some(authorization.clone());
-            response = self.send(&session, path, headers)?;
-            if response.status() != StatusCode::UNAUTHORIZED {
-                self.change(|session| session.authorization = Some(authorization));
+            self.change(|session| session.authorization = Some(authorization));
+            response = self.send(path, headers)?;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                self.change(|session| session.authorization = None);
             }
         }
         if response.status().is_success() { Ok(response) } else { Err(self.refusal(response, what)) }
     }
 
-    fn send(
+    /// Sends a request in the session's scheme, which it settles with the first answer.
+    fn send(&self, path: &str, headers: &[(&str, &str)]) -> Result<Response<Body>, Failure> {
+        let session = self.session();
+        let result = match self.ask(&session, &session.base, path, headers) {
+            // A certificate that nobody vouches for is no reason to go without any.
+            Err(error) if session.may_fall_back && !is_about_trust(&error) => {
+                let plain = session.base.replacen("https:", "http:", 1);
+                let answered = self.ask(&session, &plain, path, headers);
+                if answered.is_ok() {
+                    self.change(|session| session.base = plain);
+                }
+                answered
+            }
+            result => result,
+        };
+        if result.is_ok() {
+            // This scheme works: no falling back in the middle.
+            self.change(|session| session.may_fall_back = false);
+        }
+        result.map_err(|error| {
+            unreachable(error, format!("failed to reach the registry `{}`", self.reference.registry))
+        })
+    }
+
+    fn ask(
         &self,
         session: &Session,
+        base: &str,
         path: &str,
         headers: &[(&str, &str)],
-    ) -> Result<Response<Body>, Failure> {
-        let url = format!("{}/v2/{}/{path}", session.base, self.reference.repository);
-        let mut request = self.agent.get(&url);
+    ) -> Result<Response<Body>, ureq::Error> {
+        let mut request = self.agent.get(format!("{base}/v2/{}/{path}", self.reference.repository));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         if let Some(authorization) = &session.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        match request.call() {
-            Ok(response) => {
-                // This scheme works: no falling back in the middle.
-                self.change(|session| session.may_fall_back = false);
-                Ok(response)
-            }
-            // A certificate that nobody vouches for is no reason to go without any.
-            Err(error)
-                if session.may_fall_back && session.base.starts_with("https:") && !is_about_trust(&error) =>
-            {
-                let base = session.base.replacen("https:", "http:", 1);
-                let plain = Session { base: base.clone(), may_fall_back: false, authorization: None };
-                let response = self.send(&plain, path, headers)?;
-                self.change(|session| session.base = base);
-                Ok(response)
-            }
-            Err(error) => {
-                Err(unreachable(error, format!("failed to reach the registry `{}`", self.reference.registry)))
-            }
-        }
+        request.call()
     }
 
     /// What to show the registry after it asked; `None` where it cannot be had.
@@ -215,16 +230,22 @@ impl Client {
             token: Option<String>,
             access_token: Option<String>,
         }
+        if self.credentials.is_some() {
+            auth::check_realm(realm, &self.session().base).map_err(Failure::Final)?;
+        }
         let pull = format!("repository:{}:pull", self.reference.repository);
         let scope = scope.unwrap_or(&pull);
         let response = match &self.credentials {
-            Some(Credentials::Identity(token)) => self.agent.post(realm).send_form([
-                ("grant_type", "refresh_token"),
-                ("service", service.unwrap_or_default()),
-                ("client_id", "microvm-workbench"),
-                ("scope", scope),
-                ("refresh_token", token),
-            ]),
+            // The log-in goes nowhere else. (A header with one is dropped when an answer leads elsewhere.)
+            Some(Credentials::Identity(token)) => {
+                self.agent.post(realm).config().max_redirects(0).build().send_form([
+                    ("grant_type", "refresh_token"),
+                    ("service", service.unwrap_or_default()),
+                    ("client_id", "microvm-workbench"),
+                    ("scope", scope),
+                    ("refresh_token", token),
+                ])
+            }
             other => {
                 let mut request = self.agent.get(realm).query("scope", scope);
                 if let Some(service) = service {
@@ -242,8 +263,8 @@ impl Client {
             return Err(self.refusal(response, "a token"));
         }
         let mut read = || -> anyhow::Result<String> {
-            let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string()?;
-            let token: Token = serde_json::from_str(&text)?;
+            let text = read_all(response.body_mut().as_reader(), MAX_ANSWER, self.options.slowest)?;
+            let token: Token = serde_json::from_slice(&text)?;
             Ok(format!("Bearer {}", token.token.or(token.access_token).context("it has no token in it")?))
         };
         read().with_context(|| format!("failed to read the answer of `{realm}`")).map_err(Failure::Final)
@@ -254,8 +275,10 @@ impl Client {
         let status = response.status();
         let wait =
             response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        let said = response.body_mut().with_config().limit(64 * 1024).read_to_string().unwrap_or_default();
-        let said = error_message(&said).map(|message| format!(": {message}")).unwrap_or_default();
+        let said = read_all(response.body_mut().as_reader(), 64 * 1024, self.options.slowest);
+        let said = error_message(&String::from_utf8_lossy(&said.unwrap_or_default()))
+            .map(|message| format!(": {message}"))
+            .unwrap_or_default();
         let Reference { registry, .. } = &self.reference;
         let login = match &self.credentials {
             None => format!("log in with `podman login {registry}` or `docker login {registry}`"),
@@ -299,6 +322,9 @@ fn is_about_name(error: &ureq::Error) -> bool {
         || error.to_string().contains("failed to lookup address information")
 }
 
+/// As much of a message is told.
+const LONGEST_MESSAGE: usize = 300;
+
 /// The first message of `{"errors":[{"code":…,"message":…}]}`, or a short answer as it is.
 fn error_message(body: &str) -> Option<String> {
     #[derive(Deserialize)]
@@ -311,7 +337,10 @@ fn error_message(body: &str) -> Option<String> {
         message: Option<String>,
     }
     match serde_json::from_str::<Errors>(body) {
-        Ok(Errors { errors }) => errors.into_iter().find_map(|entry| entry.message.or(entry.code)),
+        Ok(Errors { errors }) => errors
+            .into_iter()
+            .find_map(|entry| entry.message.or(entry.code))
+            .map(|message| message.chars().take(LONGEST_MESSAGE).collect()),
         Err(_) => {
             let line = body.trim();
             let is_plain = !line.is_empty() && line.len() < 200 && !line.contains(['<', '\n', '{']);

@@ -7,10 +7,11 @@ pub mod auth;
 pub mod client;
 mod trust;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::Read as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use camino::Utf8PathBuf;
@@ -22,9 +23,10 @@ use self::client::{Client, Options};
 use super::archive::{Image, MAX_DOCUMENT};
 use super::blob::Unpacking;
 use super::layer::Layer;
-use super::oci::{Descriptor, Manifest, choose_platform};
+use super::oci::{Descriptor, MOST_INDEXES, Manifest, choose_platform};
 use super::reference::Reference;
-use crate::artifact::{Staged, require_space};
+use crate::artifact::{Staged, create_folder, require_space};
+use crate::pace::{Pace, read_all};
 use crate::ui;
 use crate::workspace::hex;
 
@@ -73,10 +75,12 @@ pub fn pull(
 
 fn pull_with(client: &Client, blobs: &Blobs, unpacking: &Unpacking) -> anyhow::Result<Image> {
     let mut manifest = Manifest::parse(&fetch_manifest(client, client.reference().manifest_key())?)?;
-    if let Manifest::Index(entries) = &manifest {
-        manifest = Manifest::parse(&fetch_manifest(client, &choose_platform(entries)?.digest)?)?;
+    for _ in 0..MOST_INDEXES {
+        if let Manifest::Index(entries) = &manifest {
+            manifest = Manifest::parse(&fetch_manifest(client, &choose_platform(entries)?.digest)?)?;
+        }
     }
-    let Manifest::Image { config, layers } = manifest else { bail!("the index leads to another index") };
+    let Manifest::Image { config, layers } = manifest else { bail!("the index leads to more indexes") };
     let config = fetch_config(client, &config)?;
     // Before anything large is fetched.
     Image::check_config(&config)?;
@@ -96,11 +100,7 @@ fn fetch_manifest(client: &Client, key: &str) -> anyhow::Result<Vec<u8>> {
         .get("docker-content-digest")
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
-    let bytes = response
-        .body_mut()
-        .with_config()
-        .limit(MAX_DOCUMENT)
-        .read_to_vec()
+    let bytes = read_all(response.body_mut().as_reader(), MAX_DOCUMENT, client.slowest())
         .context("failed to read the image's manifest")?;
     let expected = if key.starts_with("sha256:") { Some(key.to_owned()) } else { named };
     if let Some(expected) = expected.filter(|digest| digest.starts_with("sha256:")) {
@@ -124,15 +124,17 @@ fn check_digest(what: &str, actual: &[u8], expected: &str) -> anyhow::Result<()>
 
 /// Gets the layers that are not here yet, a few at a time.
 fn fetch_all(client: &Client, descriptors: &[Descriptor], blobs: &Blobs) -> anyhow::Result<Vec<Layer>> {
-    let mut missing: VecDeque<&Descriptor> = VecDeque::new();
+    let (mut missing, mut seen) = (VecDeque::new(), HashSet::new());
     for descriptor in descriptors {
         // One layer may stand in an image twice.
-        if blobs.open(descriptor)?.is_none() && !missing.iter().any(|known| known.digest == descriptor.digest)
-        {
+        if seen.insert(&descriptor.digest) && blobs.open(descriptor)?.is_none() {
             missing.push_back(descriptor);
         }
     }
     if !missing.is_empty() {
+        let bytes = missing.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
+        create_folder(&blobs.folder)?;
+        require_space(&blobs.folder, bytes, &format!("`{}`", client.reference()))?;
         let bars = ui::byte_bars(&format!("pulling {} layers of `{}`", missing.len(), client.reference()));
         let queue = Mutex::new(missing);
         let failed = Mutex::new(None);
@@ -198,18 +200,29 @@ fn download(
     let mut received = 0;
     let mut tries_without_progress = 0;
     let mut buffer = vec![0; 128 * 1024];
+    let mut pace = Pace::new(client.slowest(), Instant::now());
     while received < descriptor.size || descriptor.size == 0 {
         let before = received;
         let range = format!("bytes={received}-");
         let headers: &[(&str, &str)] = if received > 0 { &[(header::RANGE.as_str(), &range)] } else { &[] };
         let mut response = client.get(&format!("blobs/{}", descriptor.digest), headers, &what)?;
         // A registry that knows no ranges begins anew: what is here already is passed over.
-        let mut to_skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { received };
+        let mut to_skip = if response.status() == StatusCode::PARTIAL_CONTENT {
+            let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
+            ensure!(
+                received > 0 && range.is_none_or(|range| range.starts_with(&format!("bytes {received}-"))),
+                "the registry sent another part of {what} than was asked for"
+            );
+            0
+        } else {
+            received
+        };
         let mut body = response.body_mut().as_reader();
         let broken = loop {
             match body.read(&mut buffer) {
                 Ok(0) => break None,
                 Ok(read) => {
+                    pace.add(Instant::now(), read as u64).with_context(|| format!("failed to get {what}"))?;
                     let skipped = to_skip.min(read as u64);
                     to_skip -= skipped;
                     let fresh = &buffer[skipped as usize..read];

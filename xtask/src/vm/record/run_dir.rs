@@ -21,6 +21,8 @@ use crate::host::private;
 use crate::nearest::nearest;
 use crate::workspace::Workspace;
 
+pub use crate::name::parse as parse_name;
+
 /// A machine's folder, and the one of its sockets.
 #[derive(Debug, Clone)]
 pub struct RunDir {
@@ -363,15 +365,3 @@ const PLAN: &str = "plan.json";
 /// Room for the machine's end, taken while there is some.
 const SPARE: &str = "spare";
 const SPARE_BYTES: usize = 64 << 10;
-
-/// Checks a name for a machine: docker's rule, `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, and short enough for a socket's path.
-pub fn parse_name(text: &str) -> Result<String, String> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) || !text.chars().all(is_plain) {
-        Err(format!("`{text}` is not a name: letters, digits, `_`, `.` and `-`, a letter or digit first"))
-    } else if text.len() > 40 {
-        Err(format!("`{text}` is longer than 40 characters"))
-    } else {
-        Ok(text.to_owned())
-    }
-}
