@@ -87,7 +87,7 @@ fn what_a_manifest_claims_has_limits() {
         (image(1 << 62, vec![]), "more than 1.00 TiB are refused"),
         (image(u64::MAX, vec![blob(u64::MAX); 2]), "more than 1.00 TiB are refused"),
         (image(5 << 20, vec![]), "the image's config is too large"),
-        (image(2, vec![blob(1); 10_000]), "the image has 10000 layers; more than 512 are refused"),
+        (image(2, vec![blob(1); 10_000]), "the image has 10000 layers; more than 1000 are refused"),
     ] {
         let said = refusal(&with_manifest(&manifest));
         assert!(said.contains(complaint), "{said}");

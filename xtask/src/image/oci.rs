@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
-use super::archive::{Image, Members, check_count, document, open, read_document};
+use super::archive::{Image, Members, document, open, read_document};
 use super::blob::{self, Unpacking};
 use super::flatten::check_layers;
 use super::layer::Layer;
@@ -89,9 +89,6 @@ impl Manifest {
             Manifest::Image { config, layers } => std::iter::once(config).chain(layers).collect(),
             Manifest::Index(manifests) => manifests.iter().collect(),
         };
-        if let Manifest::Image { layers, .. } = &manifest {
-            check_count(layers.len())?;
-        }
         for blob in blobs {
             check_digest(&blob.digest)?;
             ensure!(
