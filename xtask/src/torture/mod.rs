@@ -5,12 +5,17 @@
 //! Chance comes from a seed: trial number `n` of a run with seed `s` is the first one of a run with seed `s + n`.
 
 pub mod boots;
+pub mod full_disks;
+pub mod guest_power;
+pub mod host_power;
 pub mod kills;
+pub mod mount;
 pub mod processes;
 pub mod rows;
 pub mod soak;
 pub mod stage;
 pub mod table;
+mod tasks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Row, boots, kills, soak};
+use super::{Row, boots, full_disks, guest_power, host_power, kills, soak};
 use crate::nearest::nearest;
 
 /// A kind of trial.
@@ -13,19 +13,29 @@ pub enum Kind {
     Kills,
     /// Machines boot on a host that stalls, and eight at once.
     Boots,
+    /// QEMU is killed while its guest writes records.
+    GuestPower,
+    /// The cache's file system ends while tasks write to it.
+    HostPower,
+    /// The cache's file system has next to no room.
+    FullDisks,
     /// Health checks, commands and copies for a while: nothing may accumulate.
     Soak,
 }
 
 impl Kind {
     /// All of them, in the order of the table.
-    pub const ALL: [Kind; 3] = [Kind::Kills, Kind::Boots, Kind::Soak];
+    pub const ALL: [Kind; 6] =
+        [Kind::Kills, Kind::Boots, Kind::GuestPower, Kind::HostPower, Kind::FullDisks, Kind::Soak];
 
     /// Its name in the table and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Kills => "kills",
             Kind::Boots => "boots",
+            Kind::GuestPower => "guest-power",
+            Kind::HostPower => "host-power",
+            Kind::FullDisks => "full-disks",
             Kind::Soak => "soak",
         }
     }
@@ -35,6 +45,9 @@ impl Kind {
         match self {
             Kind::Kills => Box::new(kills::Kills::default()),
             Kind::Boots => Box::new(boots::Boots),
+            Kind::GuestPower => Box::new(guest_power::GuestPower),
+            Kind::HostPower => Box::new(host_power::HostPower::default()),
+            Kind::FullDisks => Box::new(full_disks::FullDisks),
             Kind::Soak => Box::new(soak::Soak::default()),
         }
     }

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::{Pid, Signal};
 
+use super::mount::Mount;
 use super::processes;
 use crate::artifact::{create_folder, remove_any};
 use crate::host::process::die_with;
@@ -61,6 +62,8 @@ pub struct Stage {
     temporary: Utf8PathBuf,
     tasks: Cell<u32>,
     is_interrupted: Arc<AtomicBool>,
+    /// The cache is a file system of its own.
+    mount: Option<Mount>,
 }
 
 /// A task that was started.
@@ -117,11 +120,31 @@ impl Grounds {
 
     /// A fresh copy of the first cache.
     pub fn stage(&self) -> anyhow::Result<Stage> {
+        self.stage_at(&self.free_path(), None)
+    }
+
+    /// The same on a file system of its own; `mount` makes that at an empty folder.
+    pub fn stage_on(&self, mount: impl FnOnce(&Utf8Path) -> anyhow::Result<Mount>) -> anyhow::Result<Stage> {
+        let cache = self.free_path();
+        create_folder(&cache)?;
+        let mount = mount(&cache)?;
+        self.stage_at(&cache, Some(mount))
+    }
+
+    /// Where nothing is yet.
+    fn free_path(&self) -> Utf8PathBuf {
         let number = self.stages.replace(self.stages.get() + 1);
-        let cache = self.path.join(format!("cache-{number}"));
-        copy_tree(self.template.workspace.cache(), &cache)?;
+        self.path.join(format!("cache-{number}"))
+    }
+
+    fn stage_at(&self, cache: &Utf8Path, mount: Option<Mount>) -> anyhow::Result<Stage> {
         let Stage { workspace, app, is_interrupted, .. } = &self.template;
-        Stage::new(workspace.with_cache(cache), app.clone(), Arc::clone(is_interrupted))
+        // What is in it, whether the folder is there already or not.
+        copy_tree(&workspace.cache().join("."), cache)?;
+        let mut stage =
+            Stage::new(workspace.with_cache(cache.to_owned()), app.clone(), Arc::clone(is_interrupted))?;
+        stage.mount = mount;
+        Ok(stage)
     }
 }
 
@@ -130,7 +153,7 @@ impl Stage {
         let folder = workspace.cache().with_extension("files");
         let temporary = folder.join("tmp");
         create_folder(&temporary)?;
-        Ok(Stage { workspace, app, folder, temporary, tasks: Cell::new(0), is_interrupted })
+        Ok(Stage { workspace, app, folder, temporary, tasks: Cell::new(0), is_interrupted, mount: None })
     }
 
     /// `cargo xtask WORDS` in this cache, started now, with what it says in files.
@@ -158,12 +181,12 @@ impl Stage {
     }
 
     /// The same, run to its end.
-    pub fn run(&self, words: &[&str]) -> anyhow::Result<Done> {
+    pub fn run(&self, words: &[impl AsRef<str>]) -> anyhow::Result<Done> {
         self.start(words)?.wait()
     }
 
     /// The same; anything but exit code 0 is an error. What it said on standard output.
-    pub fn succeed(&self, words: &[&str]) -> anyhow::Result<String> {
+    pub fn succeed(&self, words: &[impl AsRef<str>]) -> anyhow::Result<String> {
         self.run(words)?.success()
     }
 
@@ -193,6 +216,18 @@ impl Stage {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Removes all machines. Errors unless everything is in order then, see [`Stage::check_at_rest`].
+    pub fn clear(&self) -> anyhow::Result<()> {
+        for (name, _) in self.machines()? {
+            self.succeed(&["rm", "-f", &name])?;
+        }
+        if !self.leftovers()?.is_empty() {
+            // What a killed task left is cleared away by the next one that comes by.
+            self.succeed(&["boot", self.app.as_str(), "--", "true"])?;
+        }
+        self.check_at_rest()
     }
 
     /// Errors unless nothing runs, nothing is locked, no machine counts as running, and nothing half done lies about.
@@ -235,6 +270,11 @@ impl Stage {
         Ok(left)
     }
 
+    /// The file system that the cache is on; errors where it has none of its own.
+    pub fn mount(&self) -> anyhow::Result<&Mount> {
+        self.mount.as_ref().context("the cache has no file system of its own")
+    }
+
     /// Kills what works with this cache, and waits until it is gone.
     pub fn kill_all(&self) {
         let deadline = Instant::now() + DEADLINE;
@@ -252,6 +292,7 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         self.kill_all();
+        drop(self.mount.take());
         for path in
             [self.workspace.cache(), &self.folder, &self.workspace.sockets(), &self.workspace.networks()]
         {

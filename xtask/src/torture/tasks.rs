@@ -1,4 +1,4 @@
-//! The tasks that are killed: what each needs before, its words, and how one sees that it works again.
+//! The tasks that are disturbed: what each needs before, its words, and how one sees that it works again.
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
@@ -6,7 +6,7 @@ use fastrand::Rng;
 use crate::artifact::{create_folder, remove_any};
 use crate::torture::stage::{Stage, write};
 
-/// A task to be killed.
+/// A task to be disturbed.
 #[derive(Debug)]
 pub(super) struct Task {
     /// For people, and to tell it from the others.
@@ -15,7 +15,7 @@ pub(super) struct Task {
     pub(super) before: fn(&Stage, &mut Rng) -> anyhow::Result<()>,
     /// Its command line; `APP` is the image, `FILES` the folder for the trial's own files.
     words: &'static [&'static str],
-    /// Runs the same again, whatever its kill has left, and looks whether it did its work.
+    /// Runs the same again, whatever the disturbance has left, and looks whether it did its work.
     pub(super) again: fn(&Stage) -> anyhow::Result<()>,
 }
 
@@ -29,10 +29,11 @@ impl Task {
 }
 
 /// The name of the machine that tasks work on.
-const BOX: &str = "box";
+pub(super) const BOX: &str = "box";
 
-/// What the machine does when nobody asks it for anything: it says a hundred numbers and waits.
-const IDLE: &str = "trap 'exit 0' TERM; i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); done; \
+/// What the machine does when nobody asks it for anything: it says a hundred numbers and waits. It ends with this code.
+pub(super) const BOX_CODE: u64 = 7;
+const IDLE: &str = "trap 'exit 7' TERM; i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); done; \
                     while :; do sleep 1000 & wait $!; done";
 
 /// All of them.
@@ -176,6 +177,7 @@ pub(super) const TASKS: &[Task] = &[
         before: |stage, _| start_box(stage),
         words: &["logs", "-f", BOX],
         again: |stage| {
+            ensure_listed(stage)?;
             let said = stage.succeed(&["logs", BOX])?;
             let wanted: Vec<String> = (0..100).map(|number| number.to_string()).collect();
             ensure!(said.lines().zip(&wanted).all(|(line, wanted)| line == wanted), "it said `{said}`");
@@ -187,6 +189,7 @@ pub(super) const TASKS: &[Task] = &[
         before: |stage, _| start_box(stage),
         words: &["stop", BOX],
         again: |stage| {
+            ensure_listed(stage)?;
             stage.succeed(&["stop", BOX])?;
             ensure!(!runs(stage)?, "it was stopped and runs");
             Ok(())
@@ -208,7 +211,7 @@ fn nothing(_: &Stage, _: &mut Rng) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_box(stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn start_box(stage: &Stage) -> anyhow::Result<()> {
     stage.succeed(&["boot", "-d", "--name", BOX, stage.app.as_str(), "--", "sh", "-c", IDLE]).map(drop)
 }
 
@@ -216,12 +219,14 @@ fn runs(stage: &Stage) -> anyhow::Result<bool> {
     Ok(stage.machines()?.iter().any(|(_, state)| state == "running"))
 }
 
-/// Starts the machine again where its kill ended it.
+/// Starts the machine again where nothing is known of it.
+fn ensure_listed(stage: &Stage) -> anyhow::Result<()> {
+    if stage.machines()?.is_empty() { start_box(stage) } else { Ok(()) }
+}
+
+/// Starts the machine again where it has ended.
 fn ensure_box(stage: &Stage) -> anyhow::Result<()> {
-    if runs(stage)? {
-        return Ok(());
-    }
-    start_box(stage)
+    if runs(stage)? { Ok(()) } else { start_box(stage) }
 }
 
 fn remove_box(stage: &Stage) -> anyhow::Result<()> {

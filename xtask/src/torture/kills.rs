@@ -1,8 +1,6 @@
 //! Kills at random moments: of a task, its supervisor, its QEMU, or any other process that works for it. After each the
 //! same task has to work again, and nothing may be left that runs, is locked, or is half done.
 
-mod tasks;
-
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -11,8 +9,8 @@ use fastrand::Rng;
 use rustix::process::Signal;
 
 use super::stage::Stage;
+use super::tasks::TASKS;
 use super::{Row, processes};
-use tasks::TASKS;
 
 /// The row.
 #[derive(Debug, Default)]
@@ -65,14 +63,7 @@ impl Row for Kills {
             let start = Instant::now();
             (task.again)(stage)?;
             let took = start.elapsed();
-            for (name, _) in stage.machines()? {
-                stage.succeed(&["rm", "-f", &name])?;
-            }
-            if !stage.leftovers()?.is_empty() {
-                // What a killed task left is cleared away by the next one that comes by.
-                stage.succeed(&["boot", stage.app.as_str(), "--", "true"])?;
-            }
-            stage.check_at_rest()?;
+            stage.clear()?;
             Ok(took)
         };
         let took = check().with_context(|| {
