@@ -63,7 +63,7 @@ pub fn ensure(context: &Context) -> anyhow::Result<Init> {
     if let Some(init) = load(&folder.join(&key)) {
         return publish(workspace, init);
     }
-    let built = compile(workspace)?;
+    let built = compile(workspace, "init")?;
     let binary = std::fs::read(&built).with_context(|| format!("failed to read `{built}`"))?;
     check_static(&binary).with_context(|| format!("`{built}` cannot be PID 1"))?;
 
@@ -131,16 +131,16 @@ fn hash_tree(hasher: &mut Sha256, root: &Utf8Path, path: &Utf8Path) -> anyhow::R
     Ok(())
 }
 
-/// Runs Cargo and returns the path of the executable.
-fn compile(workspace: &Workspace) -> anyhow::Result<Utf8PathBuf> {
-    let bar = ui::spinner("building init");
+/// Builds a package's program of its own name as PID 1 is built, static, and returns the path of the executable.
+pub fn compile(workspace: &Workspace, package: &str) -> anyhow::Result<Utf8PathBuf> {
+    let bar = ui::spinner(&format!("building {package}"));
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let arguments = [
         "build",
         "--quiet",
         "--locked",
-        "--package=init",
-        "--bin=init",
+        &format!("--package={package}"),
+        &format!("--bin={package}"),
         &format!("--profile={PROFILE}"),
         &format!("--target={TARGET}"),
         // This checkout's own: Cargo takes another checkout's build for this one's where it is newer than the sources.
@@ -161,7 +161,7 @@ fn compile(workspace: &Workspace) -> anyhow::Result<Utf8PathBuf> {
     let mut executable = None;
     for message in Message::parse_stream(BufReader::new(&reader)) {
         if let Message::CompilerArtifact(artifact) = message.context("failed to read Cargo's messages")?
-            && artifact.target.name == "init"
+            && artifact.target.name == package
             && artifact.target.kind.contains(&TargetKind::Bin)
         {
             executable = artifact.executable;
@@ -171,11 +171,11 @@ fn compile(workspace: &Workspace) -> anyhow::Result<Utf8PathBuf> {
     bar.finish_and_clear();
     if !status.is_some_and(|status| status.success()) {
         // Cargo has said why, on standard error.
-        return Err(anyhow!("failed to compile init")).hint(format!(
+        return Err(anyhow!("failed to compile {package}")).hint(format!(
             "Cargo's own words are above; `rustup target add {TARGET}` adds a missing target"
         ));
     }
-    executable.context("Cargo succeeded and named no executable for init")
+    executable.context("Cargo succeeded and named no executable")
 }
 
 /// Errors where this is not an x86-64 program that runs with no file beside it.
