@@ -73,7 +73,7 @@ fn end_is_on_record(stage: &Stage, free: u64) -> anyhow::Result<()> {
     let text = stage.succeed(&["inspect", BOX])?;
     let machine: serde_json::Value = serde_json::from_str(&text).context("failed to understand `inspect`")?;
     let code = &machine[0]["state"]["ended"]["outcome"]["exited"];
-    ensure!(code.as_u64() == Some(BOX_CODE), "its end is not on record: {text}");
+    ensure!(code.as_u64() == Some(BOX_CODE), "its end is not on record, but {}", machine[0]["state"]);
     Ok(())
 }
 

@@ -3,7 +3,9 @@
 
 use std::fs::File;
 
-use anyhow::Context as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::ioctl::{Setter, ioctl};
 
@@ -17,6 +19,9 @@ pub struct Mount {
     /// The file that holds it, for one that has a disk.
     disk: Option<Utf8PathBuf>,
 }
+
+/// How long a file system may stay busy.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a disk's file system holds.
 const DISK_SIZE: u64 = 2 << 30;
@@ -82,7 +87,12 @@ impl Mount {
     /// Mounts the disk again after its power was cut; the kernel replays its journal. Nothing may have files open there.
     pub fn power_on(&self) -> anyhow::Result<()> {
         let disk = self.disk.as_ref().context("a file system in memory cannot come back")?;
-        duct::cmd!("umount", &self.folder).run().context("failed to unmount a disk")?;
+        let deadline = Instant::now() + DEADLINE;
+        // A process that was killed lets go of its files a moment after it is gone from sight.
+        while let Err(error) = duct::cmd!("umount", &self.folder).stderr_null().run() {
+            ensure!(Instant::now() < deadline, "failed to unmount a disk: {error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         // Another mount namespace may hold the dead file system, which would be mounted again by its file.
         let copy = disk.with_extension("copy");
         copy_tree(disk, &copy)?;
