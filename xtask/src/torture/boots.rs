@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use rustix::process::Signal;
 
@@ -50,7 +50,7 @@ fn stall(stage: &Stage, task: &mut Running, time: Duration) -> anyhow::Result<()
         qemu = processes.find(Process::is_qemu);
         Ok(qemu.is_some() || task.has_ended()?)
     })?;
-    let Some(qemu) = qemu else { return Ok(()) };
+    let qemu = qemu.context("the task ended, and no QEMU was seen")?;
     let end = Instant::now() + time;
     while Instant::now() < end && !task.has_ended()? {
         qemu.signal(Signal::STOP);

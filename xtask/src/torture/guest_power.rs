@@ -43,11 +43,8 @@ impl Row for GuestPower {
         stage
             .wait_until("the guest says a number", || Ok(task.said().contains('\n') || task.has_ended()?))?;
         std::thread::sleep(time);
-        let processes = processes::of_cache(stage.workspace.cache());
-        processes
-            .iter()
-            .filter(|process| Process::is_qemu(process))
-            .for_each(|qemu| qemu.signal(Signal::KILL));
+        let mut processes = processes::of_cache(stage.workspace.cache()).into_iter();
+        processes.find(Process::is_qemu).context("no QEMU runs")?.signal(Signal::KILL);
         let said = task.wait()?.with_code(EXIT_WORKBENCH.into())?;
         // A number in the making was not said.
         let whole = said.rfind('\n').map_or("", |end| &said[..end]);

@@ -51,18 +51,29 @@ impl Process {
     }
 }
 
-/// All processes that work with this cache, by their environment; those of other users are not seen.
+/// All other processes that work with this cache: their environment names it, or they have a file in it open, as with
+/// QEMU, which is told no paths. Root sees those of other users, too.
 pub fn of_cache(cache: &Utf8Path) -> Vec<Process> {
     let wanted = format!("{CACHE_VARIABLE}={cache}").into_bytes();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
-    pids.filter_map(|pid| {
-        // Opened first: what is read then is of this process, or of one that is not signalled.
-        let process = Process::open(pid)?;
-        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_pid())).ok()?;
-        environment.split(|byte| *byte == 0).any(|variable| variable == wanted).then_some(process)
+    pids.filter(|pid| *pid != rustix::process::getpid())
+        .filter_map(|pid| {
+            // Opened first: what is read then is of this process, or of one that is not signalled.
+            let process = Process::open(pid)?;
+            let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_pid())).unwrap_or_default();
+            let is_told = environment.split(|byte| *byte == 0).any(|variable| variable == wanted);
+            (is_told || has_open(pid, cache)).then_some(process)
+        })
+        .collect()
+}
+
+/// Whether a process has a file below a folder open.
+fn has_open(pid: Pid, folder: &Utf8Path) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_pid()));
+    descriptors.into_iter().flatten().flatten().any(|descriptor| {
+        fs::read_link(descriptor.path()).is_ok_and(|target| target.starts_with(folder.as_std_path()))
     })
-    .collect()
 }
 
 /// What a process holds; `None` where it has ended.
@@ -99,21 +110,27 @@ mod tests {
 
     #[test]
     fn processes_are_found_by_the_cache_that_they_work_with() {
-        let cache = format!("/nowhere/{}", std::process::id());
-        let mut child =
-            std::process::Command::new("sleep").arg("1000").env(CACHE_VARIABLE, &cache).spawn().unwrap();
-        // The child's environment is its own from its exec on.
-        let pid = Pid::from_child(&child);
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        let found = |cache: &str| -> Vec<Pid> {
-            of_cache(Utf8Path::new(cache)).iter().map(|process| process.pid).collect()
-        };
-        while found(&cache) != [pid] {
-            assert!(std::time::Instant::now() < deadline);
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Utf8Path::from_path(folder.path()).unwrap().canonicalize_utf8().unwrap();
+        let file = fs::File::create(cache.join("disk")).unwrap();
+        let found =
+            |cache: &Utf8Path| -> Vec<Pid> { of_cache(cache).iter().map(|process| process.pid).collect() };
+        let mut by_environment = std::process::Command::new("sleep");
+        by_environment.arg("1000").env(CACHE_VARIABLE, &cache);
+        let mut by_file = std::process::Command::new("sleep");
+        by_file.arg("1000").env_clear().stdin(file);
+        for mut command in [by_environment, by_file] {
+            let mut child = command.spawn().unwrap();
+            // What it is named by is its own from its exec on.
+            let pid = Pid::from_child(&child);
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            while found(&cache) != [pid] {
+                assert!(std::time::Instant::now() < deadline);
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
         }
-        assert_eq!(found("/nowhere"), []);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        assert_eq!(found(Utf8Path::new("/nowhere")), []);
     }
 }

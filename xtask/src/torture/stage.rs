@@ -16,6 +16,7 @@ use super::mount::Mount;
 use super::processes;
 use crate::artifact::{create_folder, remove_any};
 use crate::host::process::die_with;
+use crate::image::store::Store;
 use crate::workspace::{CACHE_VARIABLE, Workspace};
 
 /// The most that one task may take on a busy host without KVM.
@@ -139,8 +140,17 @@ impl Grounds {
 
     fn stage_at(&self, cache: &Utf8Path, mount: Option<Mount>) -> anyhow::Result<Stage> {
         let Stage { workspace, app, is_interrupted, .. } = &self.template;
-        // What is in it, whether the folder is there already or not.
-        copy_tree(&workspace.cache().join("."), cache)?;
+        create_folder(cache)?;
+        let layers = Store::new(workspace).builder_storage();
+        let template = workspace.cache();
+        let entries = template.read_dir_utf8().with_context(|| format!("failed to read `{template}`"))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("failed to read `{template}`"))?;
+            // The builder's layers know where they are, and serve nowhere else.
+            if !layers.starts_with(entry.path()) {
+                copy_tree(entry.path(), cache)?;
+            }
+        }
         let mut stage =
             Stage::new(workspace.with_cache(cache.to_owned()), app.clone(), Arc::clone(is_interrupted))?;
         stage.mount = mount;

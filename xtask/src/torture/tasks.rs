@@ -212,7 +212,11 @@ fn nothing(_: &Stage, _: &mut Rng) -> anyhow::Result<()> {
 }
 
 pub(super) fn start_box(stage: &Stage) -> anyhow::Result<()> {
-    stage.succeed(&["boot", "-d", "--name", BOX, stage.app.as_str(), "--", "sh", "-c", IDLE]).map(drop)
+    stage.succeed(&["boot", "-d", "--name", BOX, stage.app.as_str(), "--", "sh", "-c", IDLE])?;
+    // From then on it knows how to end.
+    stage.wait_until("the machine has said its numbers", || {
+        Ok(stage.succeed(&["logs", BOX])?.lines().next_back() == Some("99"))
+    })
 }
 
 fn runs(stage: &Stage) -> anyhow::Result<bool> {

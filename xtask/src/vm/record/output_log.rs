@@ -206,11 +206,20 @@ fn full_files(path: &Utf8Path) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
+/// Whether a line was lost in a power cut of the host: it did not reach the disk at all, or its room alone did.
+fn is_lost(line: &[u8]) -> bool {
+    line.first().is_none_or(|byte| *byte == 0)
+}
+
 impl Link {
     fn open(path: &Utf8Path) -> io::Result<Link> {
         let mut file = BufReader::new(File::open(path)?);
         let mut header = String::new();
         (&mut file).take(LONGEST_HEADER).read_line(&mut header)?;
+        if is_lost(header.as_bytes()) {
+            // Before every other one, for it holds nothing.
+            return Ok(Link { file, number: 0 });
+        }
         let number = header.strip_prefix("log ").and_then(|text| text.trim_end().parse().ok());
         Ok(Link { file, number: number.ok_or_else(no_log)? })
     }
@@ -228,6 +237,9 @@ impl Link {
     fn whole_piece(&mut self) -> io::Result<Option<Piece>> {
         let mut header = Vec::new();
         (&mut self.file).take(LONGEST_HEADER).read_until(b'\n', &mut header)?;
+        if is_lost(&header) {
+            return Ok(None);
+        }
         if header.pop() != Some(b'\n') {
             return if header.len() as u64 + 1 < LONGEST_HEADER { Ok(None) } else { Err(no_log()) };
         }
@@ -419,6 +431,26 @@ mod tests {
         {
             fs::write(&path, &nonsense).unwrap();
             assert!(Reader::open(&path).and_then(|mut log| log.next_piece()).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_a_power_cut_took_ends_where_it_was_lost() {
+        let folder = Folder::new();
+        let path = folder.log();
+        let piece = Piece { milliseconds: 1, stream: Stream::Stdout, bytes: b"said".to_vec() };
+        let mut log = OutputLog::create(&path, LogBounds::default()).unwrap();
+        log.write(&piece).unwrap();
+        drop(log);
+        let whole = fs::read(&path).unwrap();
+        for lost in [Vec::new(), vec![0; 4096]] {
+            fs::write(&path, &lost).unwrap();
+            assert_eq!(Reader::open(&path).unwrap().next_piece().unwrap(), None);
+
+            fs::write(&path, [whole.clone(), lost].concat()).unwrap();
+            let mut reader = Reader::open(&path).unwrap();
+            assert_eq!(reader.next_piece().unwrap().as_ref(), Some(&piece));
+            assert_eq!(reader.next_piece().unwrap(), None);
         }
     }
 
