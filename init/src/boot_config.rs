@@ -159,3 +159,20 @@ impl BootConfig {
         serde_json::from_slice(json).map_err(|e| e.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_another_version_are_refused_before_they_are_read() {
+        let error = BootConfig::parse(br#"{"version":1,"whatever":[]}"#).unwrap_err();
+        assert_eq!(
+            error,
+            format!("boot settings have version 1, this init reads version {BOOT_CONFIG_VERSION}")
+        );
+        let ours = format!(r#"{{"version":{BOOT_CONFIG_VERSION},"whatever":[]}}"#);
+        let error = BootConfig::parse(ours.as_bytes()).unwrap_err();
+        assert!(error.contains("unknown field `whatever`"), "{error}");
+    }
+}

@@ -255,3 +255,97 @@ impl Channel {
         (!waits_for_host).then(|| (end.quiet_since + QUIET).min(end.lingering_since + LINGER))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    /// The process's own ends of a channel's pipes.
+    struct Ends {
+        status: PipeWriter,
+        stdin: PipeReader,
+        stdout: PipeWriter,
+    }
+
+    fn channel() -> (Channel, Ends) {
+        let [(status, told), (stdin, fed), (stdout, said)] = [(); 3].map(|()| std::io::pipe().unwrap());
+        for fd in [status.as_fd(), fed.as_fd(), stdout.as_fd()] {
+            rustix::io::ioctl_fionbio(fd, true).unwrap();
+        }
+        let process = Process {
+            pid: rustix::process::getpid(),
+            status: status.into(),
+            stdin: Some(fed.into()),
+            outputs: vec![(Stream::Stdout, stdout.into())],
+            terminal: None,
+        };
+        (Channel::new(process), Ends { status: told, stdin, stdout: said })
+    }
+
+    #[test]
+    fn output_is_read_once_the_program_runs_and_while_there_is_credit() {
+        let (mut channel, mut ends) = channel();
+        assert!(channel.read_status().is_none() && channel.output_fds().next().is_none());
+        drop(ends.status);
+        assert_eq!(channel.read_status(), Some(Ok(())));
+        assert_eq!(channel.output_fds().count(), 1);
+
+        let now = Instant::now();
+        let mut buffer = vec![0; WINDOW as usize];
+        channel.outputs[0].credit = 3;
+        ends.stdout.write_all(b"said").unwrap();
+        let piece = channel.read_output(Stream::Stdout, &mut buffer, now);
+        assert_eq!(piece, Some(Message::Data(Stream::Stdout, b"sai".to_vec())));
+        assert_eq!(channel.output_fds().count(), 0);
+        channel.grant(Stream::Stdout, 1, now);
+        let piece = channel.read_output(Stream::Stdout, &mut buffer, now);
+        assert_eq!(piece, Some(Message::Data(Stream::Stdout, b"d".to_vec())));
+    }
+
+    #[test]
+    fn the_end_of_input_follows_what_was_fed() {
+        let (mut channel, mut ends) = channel();
+        assert_eq!(channel.feed(b"fed"), 0);
+        channel.end_input();
+        assert_eq!(channel.feed(b"late"), 4, "what nobody will read is credited at once");
+        assert_eq!(channel.write_input(), 3);
+        let mut fed = Vec::new();
+        ends.stdin.read_to_end(&mut fed).unwrap();
+        assert_eq!(fed, b"fed");
+    }
+
+    #[test]
+    fn an_end_waits_for_the_last_words_and_not_for_who_holds_the_pipe() {
+        let (mut channel, mut ends) = channel();
+        ends.stdout.write_all(b"bye").unwrap();
+        let now = Instant::now();
+        channel.ended(7, now);
+        let late = now + LINGER;
+        assert_eq!(channel.exit_code(late), None, "its last words were not read");
+        let mut buffer = [0; 2];
+        channel.read_output(Stream::Stdout, &mut buffer, late);
+        channel.read_output(Stream::Stdout, &mut buffer, late);
+        assert_eq!(channel.exit_code(late), None, "there may be more");
+        assert_eq!(channel.exit_code(late + QUIET), None, "nobody knows yet whether it ran");
+        drop(ends.status);
+        assert_eq!(channel.read_status(), Some(Ok(())));
+        assert_eq!(channel.exit_code(late + QUIET), Some(7));
+
+        // A descendant that goes on and on is listened to for so long from the last words on.
+        ends.stdout.write_all(b"more").unwrap();
+        for _ in 0..2 {
+            channel.read_output(Stream::Stdout, &mut buffer, late + LINGER);
+        }
+        assert_eq!(channel.exit_code(late + LINGER), Some(7));
+
+        drop(ends.stdout);
+        assert_eq!(
+            channel.read_output(Stream::Stdout, &mut buffer, late),
+            Some(Message::End(Stream::Stdout))
+        );
+        assert_eq!(channel.exit_code(now), Some(7), "nobody is left who could say anything");
+    }
+}

@@ -235,6 +235,11 @@ mod tests {
             parsed("size=64m,exec,mode=1777,,ro", Some(0o755)),
             (flags, "size=64m,mode=1777".into(), false)
         );
+        let taken_back = "suid,dev,exec,ro,rw,noatime,relatime";
+        assert_eq!(
+            parsed(taken_back, None),
+            (MountFlags::NOATIME | MountFlags::RELATIME, String::new(), false)
+        );
         assert_eq!(parsed("tmpcopyup,size=1m", Some(0o1750)), (docker, "size=1m,mode=1750".into(), true));
     }
 }

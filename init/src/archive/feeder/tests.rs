@@ -266,3 +266,16 @@ fn the_headers_of_one_entry_share_a_limit() {
     let expected = "entry `a`: a link's target of 3 bytes; Linux allows 1 to 4095, none of them zero";
     assert_eq!(refusal(&zero), expected);
 }
+
+#[test]
+fn what_is_said_of_all_entries_is_passed_over_or_refused() {
+    let said = |keyword| {
+        let data = record(keyword, b"said");
+        let header = hostile::Header::new(b'g', "GlobalHead").size(data.len() as u64).bytes();
+        let mut global = [header, data].concat();
+        global.resize(1024, 0);
+        [global, file("a", b"")].concat()
+    };
+    assert_eq!(kinds(&archive(&[said("comment")])).len(), 1);
+    assert!(refusal(&archive(&[said("path")])).contains("sets `path` for all entries"));
+}
