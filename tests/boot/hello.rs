@@ -1,9 +1,11 @@
 //! The default image: its banner, its page, a command's streams and exit code, Ctrl-C on a real terminal.
 
+use camino::Utf8Path;
 use rexpect::session::spawn_command;
 use std::io::Write as _;
 use std::process::Stdio;
 
+use crate::support::Scratch;
 use crate::world::{DEADLINE, get, xtask};
 
 #[test]
@@ -85,4 +87,38 @@ fn what_a_guest_writes_is_gone_unless_it_persists() {
 fn an_image_of_the_checkout_is_found_from_any_folder() {
     let output = xtask(&["boot", "images/hello", "--", "true"]).current_dir("/").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A PATH with all programs but those.
+fn path_without(scratch: &Scratch, programs: &[&str]) -> String {
+    let folder = scratch.path().join("bin");
+    std::fs::create_dir(&folder).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    for entry in
+        path.split(':').filter_map(|folder| Utf8Path::new(folder).read_dir_utf8().ok()).flatten().flatten()
+    {
+        if !programs.iter().any(|program| entry.file_name().contains(program)) {
+            // The first of a name counts.
+            let _ = std::os::unix::fs::symlink(entry.path(), folder.join(entry.file_name()));
+        }
+    }
+    folder.into_string()
+}
+
+#[test]
+fn with_everything_built_no_compiler_is_needed() {
+    let boot = |path: Option<&str>| {
+        let mut boot = xtask(&["boot", "images/hello", "--", "echo", "hi"]);
+        boot.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        if let Some(path) = path {
+            boot.env("PATH", path);
+            // What Cargo tells a test.
+            boot.env_remove("CARGO").env_remove("RUSTC").env_remove("RUSTUP_HOME").env_remove("CARGO_HOME");
+        }
+        let output = boot.output().unwrap();
+        assert_eq!(output.stdout, b"hi\n", "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let scratch = Scratch::new();
+    boot(None);
+    boot(Some(&path_without(&scratch, &["gcc", "cc", "clang", "rustc", "cargo", "rustup"])));
 }

@@ -15,6 +15,13 @@ const MAKEFILE: &str = r#"VERSION = 6
 PATCHLEVEL = 99
 SUBLEVEL = 1
 EXTRAVERSION =
+# As kbuild has it.
+ifneq ($(words $(subst :, ,$(realpath $(dir $(lastword $(MAKEFILE_LIST)))))), 1)
+$(error source directory cannot contain spaces or colons)
+endif
+ifneq ($(words $(subst :, ,$(O))), 1)
+$(error output directory cannot contain spaces or colons)
+endif
 tinyconfig:
 	@echo CONFIG_TINY=y > $(O)/.config
 olddefconfig:
@@ -382,4 +389,53 @@ fn a_tarball_that_ends_too_early_leaves_no_tree() {
     assert_eq!(output.status.code(), Some(125));
     assert!(talk.contains(&format!("failed to unpack `{tarball}`")), "{talk}");
     assert_eq!(scratch.cache().join("kernel-builds").read_dir_utf8().unwrap().count(), 0);
+}
+
+/// make splits paths at blanks and colons, and a shell reads the rest. The cache, the tree and the working folder may be
+/// anywhere all the same.
+#[test]
+fn a_kernel_is_built_whatever_its_folders_are_called() {
+    for name in ["with a blank", "it's", "a:b", "a$HOME#b", "two  blanks & more;"] {
+        let scratch = Scratch::new();
+        let tree = tiny_kernel(&scratch, "");
+        let odd = scratch.path().join(name);
+        std::fs::create_dir(&odd).unwrap();
+        // What the tiny kernel counts with is beside its folder, and beside the one that stands for it.
+        std::fs::write(
+            scratch.path().join("linux/Makefile"),
+            MAKEFILE.replace("\t@echo compiled >> ../count\n\t@sh ../compile\n", ""),
+        )
+        .unwrap();
+        let tarball = odd.join("linux.tar.gz");
+        let packed = Command::new("tar")
+            .args(["-czf", tarball.as_str(), "-C", scratch.path().as_str(), "linux"])
+            .status();
+        assert!(packed.unwrap().success());
+        std::fs::rename(&tree, odd.join("linux")).unwrap();
+        let mut caches = Vec::new();
+        for (number, source) in ["linux", "linux.tar.gz", "linux"].into_iter().enumerate() {
+            let cache = odd.join(format!("cache {}", number % 2));
+            let mut command = scratch.xtask(&["kernel", "--source", source, "--config", "../config"]);
+            let output = command.env("MICROVM_CACHE", &cache).current_dir(&odd).output().unwrap();
+            let (images, talk) = texts(&output);
+            assert!(output.status.success(), "{name}, {source}: {talk}");
+            assert!(images.starts_with(cache.as_str()), "{images}");
+            let built = std::fs::read_to_string(images.lines().next().unwrap()).unwrap();
+            assert!(built.contains("CONFIG_WANTED=y"), "{built}");
+            caches.push(cache);
+        }
+        // The tree was only read.
+        let mut left: Vec<_> = odd
+            .join("linux")
+            .read_dir_utf8()
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["Kconfig", "Makefile", "vmlinux.in"]);
+        for cache in caches {
+            let workspace = xtask::workspace::Workspace::discover().unwrap().with_cache(cache);
+            let _ = std::fs::remove_dir_all(workspace.kernel_builds());
+        }
+    }
 }

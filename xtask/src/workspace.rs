@@ -160,7 +160,13 @@ impl Workspace {
 
     /// Unpacked kernel sources and their build folders.
     pub fn kernel_builds(&self) -> Utf8PathBuf {
-        self.cache.join("kernel-builds")
+        buildable(self.cache.join("kernel-builds"))
+    }
+
+    /// Where Cargo builds PID 1. This checkout's own: Cargo takes another checkout's build for this one's where it is newer
+    /// than the sources.
+    pub fn init_builds(&self) -> Utf8PathBuf {
+        buildable(self.root.join("target/init"))
     }
 
     /// Finished kernels, one folder for each source, config and compiler.
@@ -257,7 +263,59 @@ fn world(cache: &Utf8Path) -> String {
     hex(&Sha256::digest(cache.as_str()))[..8].to_owned()
 }
 
+/// True for a path that make and Cargo can have: they split some at blanks and colons, and hand others to a shell.
+pub fn is_plain(path: &Utf8Path) -> bool {
+    path.as_str().chars().all(|c| c.is_alphanumeric() || "/._-+@".contains(c))
+}
+
+/// A folder to build in, or one elsewhere that stands for it where its path, or the one that links lead to, is not plain.
+fn buildable(usual: Utf8PathBuf) -> Utf8PathBuf {
+    let real = usual.ancestors().find_map(|part| part.canonicalize_utf8().ok());
+    if is_plain(&usual) && real.is_none_or(|real| is_plain(&real)) {
+        return usual;
+    }
+    builds_elsewhere().join(world(&usual))
+}
+
+/// Large files that outlive a restart, and a path without a blank (hier(7)).
+fn builds_elsewhere() -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("/var/tmp/microvm-{}", rustix::process::geteuid().as_raw()))
+}
+
+/// Makes a folder for builds; one that is elsewhere, where other users write too, is its owner's alone.
+pub fn create_builds(folder: &Utf8Path) -> anyhow::Result<()> {
+    if folder.starts_with(builds_elsewhere()) {
+        return private::make_folder(folder, 2);
+    }
+    crate::artifact::create_folder(folder)
+}
+
 /// Lower-case hexadecimal digits of some bytes.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_have_plain_paths() {
+        for path in ["/home/me/.cache/x", "/home/josé/a+b@c_d-e"] {
+            assert_eq!(buildable(path.into()), path);
+        }
+        for path in [
+            "/a b", "/it's", "/a:b", "/a$b", "/a#b", "/a%b", "/a\tb", "/a(b)", "/a&b", "/a\\b", "/a;b", "/~b",
+        ] {
+            let elsewhere = buildable(path.into());
+            assert!(is_plain(&elsewhere) && elsewhere.starts_with("/var/tmp"), "{path}");
+        }
+        assert_ne!(buildable("/a b".into()), buildable("/a  b".into()));
+        // A link with a plain name that leads to a folder without one.
+        let guard = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(guard.path()).unwrap();
+        std::fs::create_dir(folder.join("a b")).unwrap();
+        std::os::unix::fs::symlink("a b", folder.join("link")).unwrap();
+        assert!(buildable(folder.join("link/builds")).starts_with("/var/tmp"));
+    }
 }

@@ -19,7 +19,7 @@ use crate::host::process::dies_with_us;
 use crate::host::tools::Purpose;
 use crate::tasks::Context;
 use crate::ui;
-use crate::workspace::{Workspace, hex};
+use crate::workspace::{Workspace, create_builds, hex};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "init";
@@ -107,9 +107,8 @@ pub fn initramfs(init: &[u8]) -> Vec<u8> {
 /// Identifies everything that the binary depends on.
 fn sources_key(workspace: &Workspace) -> anyhow::Result<String> {
     let mut hasher = Sha256::new();
-    let rustc = duct::cmd!(std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into()), "-vV");
-    let version = rustc.dir(workspace.root()).stderr_null().read().context("failed to run `rustc -vV`")?;
-    hasher.update(format!("{version}\n{TARGET} {PROFILE} {RUSTFLAGS}\n"));
+    // The compiler is the one that built this program: Cargo builds it anew with another one.
+    hasher.update(format!("{}\n{TARGET} {PROFILE} {RUSTFLAGS}\n", env!("WORKBENCH_RUSTC")));
     for source in SOURCES {
         hash_tree(&mut hasher, workspace.root(), Utf8Path::new(source))?;
     }
@@ -134,6 +133,8 @@ fn hash_tree(hasher: &mut Sha256, root: &Utf8Path, path: &Utf8Path) -> anyhow::R
 /// Builds a package's program of its own name as PID 1 is built, static, and returns the path of the executable.
 pub fn compile(workspace: &Workspace, package: &str) -> anyhow::Result<Utf8PathBuf> {
     let bar = ui::spinner(&format!("building {package}"));
+    let target = workspace.init_builds();
+    create_builds(&target)?;
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let arguments = [
         "build",
@@ -143,8 +144,7 @@ pub fn compile(workspace: &Workspace, package: &str) -> anyhow::Result<Utf8PathB
         &format!("--bin={package}"),
         &format!("--profile={PROFILE}"),
         &format!("--target={TARGET}"),
-        // This checkout's own: Cargo takes another checkout's build for this one's where it is newer than the sources.
-        &format!("--target-dir={}", workspace.root().join("target/init")),
+        &format!("--target-dir={target}"),
         "--message-format=json-render-diagnostics",
     ];
     let command = duct::cmd(&cargo, arguments)

@@ -15,11 +15,24 @@ use crate::workspace::{Workspace, hex};
 
 /// A change of any of these means another content; the same habit as make's and git's.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub(super) struct Stamp {
     device: u64,
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
+}
+
+impl Stamp {
+    /// Of the file that a path leads to.
+    pub(super) fn of(path: &Utf8Path) -> std::io::Result<Stamp> {
+        let metadata = path.metadata()?;
+        Ok(Stamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,13 +43,7 @@ struct Remembered {
 
 /// Lower-case hexadecimal sha256 of a file, from memory where the file has not changed.
 pub fn sha256(workspace: &Workspace, path: &Utf8Path) -> anyhow::Result<String> {
-    let metadata = path.metadata().with_context(|| format!("failed to read `{path}`"))?;
-    let stamp = Stamp {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        bytes: metadata.len(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-    };
+    let stamp = Stamp::of(path).with_context(|| format!("failed to read `{path}`"))?;
     let canonical = path.canonicalize_utf8().with_context(|| format!("failed to resolve `{path}`"))?;
     let name = hex(&Sha256::digest(canonical.as_str()))[..16].to_owned();
     let memory = workspace.verdicts().join(format!("sha256-{name}.json"));

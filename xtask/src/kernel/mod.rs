@@ -6,6 +6,7 @@
 //! the user's own (`--source DIR`) keeps its build folder, so that the next build of it compiles what changed.
 
 pub mod build;
+mod compiler;
 pub mod config;
 pub mod download;
 pub mod file_hash;
@@ -28,7 +29,7 @@ use crate::artifact::{Lock, create_folder, publish_link, read_text, remove_any, 
 use crate::host::tools::Purpose;
 use crate::note;
 use crate::tasks::Context;
-use crate::workspace::{Workspace, hex};
+use crate::workspace::{Workspace, create_builds, hex, is_plain};
 
 pub use self::plan::ConfigChoice;
 pub use self::source::SourceChoice;
@@ -91,22 +92,16 @@ pub fn latest(workspace: &Workspace) -> Option<Kernel> {
 }
 
 fn find(workspace: &Workspace, request: &KernelRequest, plan: &Plan) -> anyhow::Result<Option<Kernel>> {
-    let compiler = compiler();
+    let compiler = compiler::version(workspace);
     let identities = source::identities(workspace, request)?;
     Ok(identities
         .iter()
         .find_map(|identity| store::by_request(workspace, &plan.request_key(identity), compiler.as_deref())))
 }
 
-/// First line of `gcc --version`; `None` where there is no compiler.
-fn compiler() -> Option<String> {
-    let text = duct::cmd!("gcc", "--version").env("LC_ALL", "C").stderr_null().read().ok()?;
-    text.lines().next().map(str::to_owned)
-}
-
 fn make(workspace: &Workspace, plan: &Plan, source: &Source) -> anyhow::Result<Kernel> {
     let scratch = workspace.kernel_builds();
-    let compiler = compiler().context("`gcc` does not tell its version")?;
+    let compiler = compiler::version(workspace).context("`gcc` does not tell its version")?;
     let (tree, folder) = match &source.content {
         Content::Tarball(tarball) => {
             let short = &source.identity[..16];
@@ -120,7 +115,15 @@ fn make(workspace: &Workspace, plan: &Plan, source: &Source) -> anyhow::Result<K
         }
         Content::Tree(tree) => {
             let name = hex(&Sha256::digest(tree.as_str()))[..16].to_owned();
-            (tree.clone(), scratch.join(format!("tree-{name}")))
+            let folder = scratch.join(format!("tree-{name}"));
+            if is_plain(tree) {
+                (tree.clone(), folder)
+            } else {
+                // At the same place each time, so that the next build goes on with this one.
+                let links = scratch.join(format!("links-{name}"));
+                tree::link(tree, &links).with_context(|| format!("failed to link to `{tree}`"))?;
+                (links, folder)
+            }
         }
     };
     create_folder(&folder)?;
@@ -163,7 +166,7 @@ fn make(workspace: &Workspace, plan: &Plan, source: &Source) -> anyhow::Result<K
 /// Room for everything, asked for before a download starts; a tree that is unpacked already needs less.
 fn require_room(workspace: &Workspace, request: &KernelRequest) -> anyhow::Result<()> {
     let scratch = workspace.kernel_builds();
-    create_folder(&scratch)?;
+    create_builds(&scratch)?;
     let is_tree = matches!(&request.source, SourceChoice::Path(path) if path.is_dir());
     let is_unpacked =
         scratch.read_dir_utf8()?.flatten().any(|entry| entry.file_name().starts_with("source-"));

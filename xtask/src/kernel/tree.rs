@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
 
 use super::source::decompression_option;
-use crate::artifact::{Staged, create_folder, read_text, require_space};
+use crate::artifact::{Staged, create_folder, read_text, remove_any, require_space};
 use crate::error::Hint as _;
 use crate::host::{process, tools};
 use crate::interrupt::Writer;
@@ -93,6 +93,28 @@ pub fn check_clean(tree: &Utf8Path) -> anyhow::Result<()> {
     if tree.join(".config").exists() || tree.join("include/config").is_dir() {
         return Err(anyhow!("`{tree}` was built in, and cannot be built from until it is clean"))
             .hint(format!("`make -C {tree} mrproper` removes its build, its `.config` included"));
+    }
+    Ok(())
+}
+
+/// Makes a tree of links to the files of another one, whose path make cannot have. What was there is replaced.
+pub fn link(tree: &Utf8Path, links: &Utf8Path) -> anyhow::Result<()> {
+    remove_any(links)?;
+    let mut folders = vec![Utf8PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        let (from, to) = (tree.join(&folder), links.join(&folder));
+        create_folder(&to)?;
+        let reading = || format!("failed to read the folder `{from}`");
+        for entry in from.read_dir_utf8().with_context(reading)? {
+            let entry = entry.with_context(reading)?;
+            // git is given its own folder whole.
+            if entry.file_type().with_context(reading)?.is_dir() && entry.file_name() != ".git" {
+                folders.push(folder.join(entry.file_name()));
+            } else {
+                std::os::unix::fs::symlink(entry.path(), to.join(entry.file_name()))
+                    .with_context(|| format!("failed to make a link in `{to}`"))?;
+            }
+        }
     }
     Ok(())
 }
