@@ -222,6 +222,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_queued_is_counted_and_no_write_is_too_large() {
+        let mut conversation = Conversation::default();
+        conversation.connect();
+        conversation.receive(&hello(VERSION));
+        said(&mut conversation);
+        for _ in 0..3 {
+            conversation.send(Frame::new(MAIN_CHANNEL, data(10)));
+        }
+        conversation.sent(1);
+        assert_eq!(conversation.queued_bytes, 2 * (HEADER + 10));
+        // Each of these characters is six on the wire.
+        let message = "\u{1}".repeat(LONGEST_CAUSE);
+        for _ in 0..2 * PORT_WRITE / LONGEST_CAUSE {
+            let failure = Failure { code: 125, message: message.clone() };
+            conversation.send(Frame::new(MAIN_CHANNEL, Message::Failed(failure)));
+        }
+        assert_eq!(said(&mut conversation).len(), 2 + 2 * PORT_WRITE / LONGEST_CAUSE);
+        assert_eq!(conversation.queued_bytes, 0);
+    }
+
+    #[test]
     fn the_next_host_hears_what_the_main_process_said() {
         let mut conversation = Conversation::default();
         conversation.connect();
