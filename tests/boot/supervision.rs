@@ -249,6 +249,7 @@ fn words_of_a_panic_are_no_panic() {
 fn whatever_a_guest_does_to_itself_it_ends_and_is_named() {
     for (script, cause) in [
         ("reboot -f", "the guest ended the machine before its command had ended"),
+        ("poweroff -f", "the guest switched itself off"),
         ("echo c >/proc/sysrq-trigger", "the guest's kernel panicked: sysrq triggered crash"),
     ] {
         let machine = Detached::boot("self", &[fixture("health").as_str()]);

@@ -44,7 +44,10 @@ fn no_privilege_is_needed() {
     open(&home);
     // Root's own folders, where the program may have been built, are closed to others.
     let program = home.join("xtask");
-    fs::copy(xtask(&home, &[]).get_program(), &program).unwrap();
+    // By another process: a program that this one, or a child that another test has just forked, holds open for writing
+    // cannot be run.
+    let copied = std::process::Command::new("cp").arg(xtask(&home, &[]).get_program()).arg(&program).status();
+    assert!(copied.unwrap().success());
     let disk = home.join("disk.raw");
     let user = NOBODY.to_string();
     let drop_everything: &[&str] = if rustix::process::geteuid().is_root() {

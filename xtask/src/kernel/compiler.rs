@@ -42,8 +42,6 @@ fn version_of(workspace: &Workspace, program: &Utf8Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -53,11 +51,11 @@ mod tests {
         let workspace = Workspace::for_test(folder);
         let (program, count) = (folder.join("gcc"), folder.join("count"));
         let install = |version: &str| {
-            let script = format!("#!/bin/sh\necho asked >> {count}\necho 'gcc {version}'\n");
-            let staged = folder.join("new");
-            std::fs::write(&staged, script).unwrap();
-            std::fs::set_permissions(&staged, PermissionsExt::from_mode(0o755)).unwrap();
-            std::fs::rename(staged, &program).unwrap();
+            // Written by another process: a file that this one has open for writing, or a child of it, cannot be run.
+            let script = "printf '#!/bin/sh\\necho asked >> %s\\necho \"gcc %s\"\\n' \"$1\" \"$2\" >new; chmod 755 new; mv new gcc";
+            let words = ["-c", script, "sh", count.as_str(), version];
+            let installed = std::process::Command::new("sh").args(words).current_dir(folder).status();
+            assert!(installed.unwrap().success());
         };
         let asked = || std::fs::read_to_string(&count).unwrap().lines().count();
         install("12.2");

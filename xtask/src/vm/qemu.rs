@@ -109,8 +109,9 @@ fn accelerator(words: &mut Words, accelerator: Accelerator) {
 
 /// Where the kernel speaks before hvc0 is there. After `quiet` that is errors alone: why it panics. The port is the debug
 /// console's of Bochs. It is set up like a serial port's (`early_serial_hw_init` in arch/x86/kernel/early_printk.c), which
-/// writes the divisor to it: 0, from a rate above 115,200, does no harm.
-const EARLY_CONSOLE: &str = "earlyprintk=serial,0xe9,230400";
+/// writes the divisor to it: 0, from a rate above 115,200, does no harm. It stays beside hvc0 (`keep`): a kernel that halts has
+/// shut hvc0 down before it says so, and would count as running for ever.
+const EARLY_CONSOLE: &str = "earlyprintk=serial,0xe9,230400,keep";
 
 /// TCG's timers come late where the host is busy, and say nothing of the machine:
 ///

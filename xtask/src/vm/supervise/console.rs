@@ -80,7 +80,9 @@ impl Console {
             self.disk_failed = true;
             self.notes.push("warning: the guest cannot write to its disk; is this host's disk full?".into());
         }
-        if !line.is_empty() {
+        // The early console stays beside hvc0: the kernel says the same line on both.
+        let is_repeated = line.starts_with('[') && self.last_lines.back() == Some(&line);
+        if !line.is_empty() && !is_repeated {
             if self.last_lines.len() == LAST_LINES {
                 self.last_lines.pop_front();
             }
@@ -198,5 +200,12 @@ mod tests {
         console.push(b"unfinished");
         let lines = console.last_lines();
         assert_eq!((lines.len(), lines[0].as_str(), lines[14].as_str()), (15, "line 26", "unfinished"));
+    }
+
+    #[test]
+    fn a_line_of_the_kernel_on_both_consoles_is_kept_once() {
+        let mut console = Console::default();
+        console.push(b"[    1.2] oops\r\n[    1.2] oops\r\n[    1.3] oops\r\nguest\r\nguest\r\n");
+        assert_eq!(console.last_lines(), ["[    1.2] oops", "[    1.3] oops", "guest", "guest"]);
     }
 }
