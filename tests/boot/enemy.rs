@@ -259,11 +259,8 @@ fn no_frame_of_a_guest_reaches_the_hosts_loopback_and_what_is_allowed_is_answere
     assert_eq!(heard, BTreeSet::new());
     assert_eq!(said, answers);
 
-    // The same frames are heard where nothing holds them up. Without those in pieces, of which QEMU dies.
-    let is_whole = |frame: &&Vec<u8>| frame[12..14] != [0x08, 0x00] || frame[20..22] == [0, 0];
-    let text: String = frames().iter().filter(is_whole).map(digits).collect();
-    let whole = scratch.write("whole", &text);
-    let (heard, said) = attack(&quiet, whole.as_str(), &["--allow-host"]);
+    // The same frames are heard where the guest may reach the host. QEMU lives through those in pieces.
+    let (heard, said) = attack(&quiet, all.as_str(), &["--allow-host"]);
     let heard: String = heard.into_iter().map(|line| line + "\n").collect();
     for expected in [
         "tcp 127.0.0.1:4000",

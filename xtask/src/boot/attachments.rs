@@ -95,11 +95,12 @@ pub fn with_files_alone(volumes: Vec<Volume>, run_dir: &RunDir) -> Vec<Volume> {
     volumes.into_iter().enumerate().map(alone).collect()
 }
 
-/// The sockets that keep a guest from this host's loopback.
-pub fn guard(run_dir: &RunDir, ports: &[PublishedPort]) -> Option<GuardSockets> {
+/// The sockets of the guard before QEMU's user network.
+pub fn guard(run_dir: &RunDir, ports: &[PublishedPort], allows_host: bool) -> Option<GuardSockets> {
     let folder = run_dir.agent_socket().parent()?.to_owned();
-    let with_arriving = ports.iter().any(|port| port.protocol == PortProtocol::Udp);
-    Some(GuardSockets { folder, with_arriving })
+    // The guard answers datagrams of published ports alone; a guest that may send to all needs no memory of them.
+    let with_arriving = !allows_host && ports.iter().any(|port| port.protocol == PortProtocol::Udp);
+    Some(GuardSockets { folder, with_arriving, allows_host })
 }
 
 /// Takes a place in a private network; those that have one already are named.

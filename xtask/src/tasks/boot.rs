@@ -305,7 +305,7 @@ impl BootArgs {
             cpus: self.cpus,
             hostname: self.hostname.clone(),
             ports: (self.network != NetworkRequest::None).then(|| ports.clone()),
-            guard: if self.allow_host || self.dry_run { None } else { attachments::guard(&run_dir, &ports) },
+            guard: if self.dry_run { None } else { attachments::guard(&run_dir, &ports, self.allow_host) },
             private_network,
             gdb_socket: gdb_socket.clone(),
             volumes: if self.dry_run { volumes } else { attachments::with_files_alone(volumes, &run_dir) },

@@ -105,7 +105,7 @@ pub enum Network {
     User {
         /// Ports of the host that lead into the guest.
         ports: Vec<PublishedPort>,
-        /// Where the guest's frames pass on their way out; `None` lets it reach this host's loopback.
+        /// Where the guest's frames pass on their way out; `None` for a command line without a supervisor.
         guard: Option<GuardSockets>,
     },
 }
@@ -117,6 +117,8 @@ pub struct GuardSockets {
     pub folder: Utf8PathBuf,
     /// Frames to the guest pass as well.
     pub with_arriving: bool,
+    /// The guest may reach this host's loopback.
+    pub allows_host: bool,
 }
 
 impl GuardSockets {

@@ -298,7 +298,7 @@ mod tests {
         let mut everything = machine();
         everything.disks.push(volume);
         everything.shares.push(share);
-        let guard = Some(GuardSockets { folder: "/run/web".into(), with_arriving: true });
+        let guard = Some(GuardSockets { folder: "/run/web".into(), with_arriving: true, allows_host: false });
         everything.network = Network::User { ports, guard };
         everything.private_network = Some(PrivateNetwork { folder: "/run/networks/lan".into(), number: 2 });
         everything.gdb_socket = Some("/run/web/gdb".into());

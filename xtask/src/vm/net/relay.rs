@@ -18,7 +18,7 @@ const QUEUE: usize = 1024;
 
 /// Connects with QEMU. Errors where a socket cannot be made.
 pub(super) fn start(sockets: &GuardSockets, inherited: &mut Inherited) -> anyhow::Result<()> {
-    let guard = Arc::new(Mutex::new(Guard::default()));
+    let guard = Arc::new(Mutex::new(Guard::new(sockets.allows_host)));
     let leaving = Arc::clone(&guard);
     direction(&sockets.leaving(), inherited, move |frame| {
         leaving.lock().unwrap_or_else(PoisonError::into_inner).leaves(frame, Instant::now())

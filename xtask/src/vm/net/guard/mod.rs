@@ -9,8 +9,9 @@
 //! - what libslirp answers by itself: ARP, DHCP, neighbour discovery, and ping to the gateway and the name server;
 //! - answers to those who came in through a published port, which the guest sees coming from the gateway.
 //!
-//! A connection that is refused is not left waiting, see [`refusal`]; what comes in pieces is judged as a whole, see
-//! [`pieces`].
+//! A connection that is refused is not left waiting, see [`refusal`]; a packet in pieces is judged as a whole, see
+//! [`pieces`]: libslirp 4.7 follows pointers that a guest writes into them. So this is true of a guest that may reach the
+//! loopback, too, and all its whole packets pass.
 
 mod correspondents;
 mod pieces;
@@ -44,11 +45,17 @@ const ECHO: u8 = 8;
 /// What decides about frames; it learns from those that arrive.
 #[derive(Debug, Default)]
 pub struct Guard {
+    allows_host: bool,
     correspondents: Correspondents,
     pieces: Pieces,
 }
 
 impl Guard {
+    /// A guard before the loopback, or one that lets whole packets pass to it.
+    pub fn new(allows_host: bool) -> Guard {
+        Guard { allows_host, ..Guard::default() }
+    }
+
     /// What of a frame of the guest's may go on: the frame as it is, or what this made of it; `None` for nothing.
     pub fn leaves(&mut self, mut frame: Vec<u8>, now: Instant) -> Option<Vec<u8>> {
         if let Some(Packet::V4(packet)) = Packet::read(&frame)
@@ -71,6 +78,8 @@ impl Guard {
 
     fn is_allowed(&mut self, frame: &[u8], now: Instant) -> bool {
         match Packet::read(frame) {
+            Some(Packet::V4(packet)) if self.allows_host => !packet.is_fragment(),
+            Some(_) if self.allows_host => true,
             Some(Packet::Arp(packet)) => is_arp(packet),
             Some(Packet::V4(packet)) => !packet.is_fragment() && self.is_allowed_v4(&packet, now),
             Some(Packet::V6(packet)) => is_allowed_v6(&packet),

@@ -408,3 +408,14 @@ fn what_is_refused_otherwise_is_left_as_it_is() {
     let passes = tcp([10, 0, 2, 3], 53, SYN);
     assert_eq!(Guard::default().leaves(passes.clone(), Instant::now()), Some(passes));
 }
+
+#[test]
+fn a_guest_that_may_reach_the_host_sends_whole_packets_only() {
+    let now = Instant::now();
+    let mut guard = Guard::new(true);
+    for frame in [tcp([10, 0, 2, 2], 22, SYN), udp([127, 0, 0, 1], 1, 2), v6(UDP, "::1", &segment(22, SYN))] {
+        assert_eq!(guard.leaves(frame.clone(), now), Some(frame));
+    }
+    let whole = v4(UDP, GUEST, [10, 0, 2, 2], &[0; 32]);
+    assert_eq!(guard.leaves(fragment(whole, false, 1), now), None);
+}
