@@ -299,13 +299,13 @@ fn a_file_that_cannot_be_written_to_its_end_changes_nothing() {
     assert!(said.contains("failed to write `") && said.contains("File too large"), "{said}");
 }
 
-/// A far side that sends about a third and then waits until `go` is there.
+/// A far side that sends about a third and then waits until `go` is there, or the world has gone.
 fn stall(world: &World) {
     let go = world.home().join("go");
     world.replace_program(
         "tar",
         &format!(
-            "/bin/tar \"$@\" | {{ head -c 1000000; touch {go}.asked; while [ ! -e {go} ]; do sleep 0.05; done; cat; }}"
+            "/bin/tar \"$@\" | {{ head -c 1000000; touch {go}.asked; while [ ! -e {go} ] && [ -e {go}.asked ]; do sleep 0.05; done; cat; }}"
         ),
     );
 }
